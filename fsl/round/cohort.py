@@ -56,7 +56,7 @@ class Cohort:
                 at(number)
                 devices.append(self.devices.open(number))
                 self.edge.open(number, self.devices.samples(number), self.devices.weight(number))
-            lost = train(devices, self.edge, self.plan)
+            lost = self._train(devices)
             for device in devices:
                 at(device.device)
                 if device.device not in lost:
@@ -69,6 +69,10 @@ class Cohort:
                 self.devices.abandon(device)
             self.lost |= lost
         return reports
+
+    def _train(self, devices: list[Device]) -> dict[int, str]:
+        """Run the devices' steps; returns those that the edge has lost, with the reason."""
+        return train(devices, self.edge, self.plan)
 
 
 def result_of(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -11,7 +11,7 @@ from fsl.flower.frozen_records import take_frozen
 from fsl.flower.records import record_to_states, reports_to_metrics, totals_to_record
 from fsl.messages.record_names import ARRAYS, LOST, METRICS, REMARKS
 from fsl.messages.reports import CohortResult
-from fsl.messages.round_plan import EvaluatePlan, RoundPlan, joined
+from fsl.messages.round_plan import CohortTask, EvaluatePlan, RoundPlan, joined
 from fsl.round.asynchronous_cohort import AsynchronousCohort
 from fsl.round.cohort import Cohort, stepping
 from fsl.round.device_scores import device_scores
@@ -25,12 +25,24 @@ from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum, merge_totals
 
 
-class Node:
-    """Hosts devices and edges: their data, one live copy of the modules, and the states they keep between rounds."""
+TrainCohort = Callable[[CohortTask, RoundPlan, Worker, Mapping[str, State]], CohortResult]
 
-    def __init__(self, workload: Workload):
+
+def by_the_loop(task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> CohortResult:
+    """Train a cohort step by step, device and edge apart, as they are in a real federation."""
+    return Cohort(task, plan, worker, states).run()
+
+
+class Node:
+    """Hosts devices and edges: their data, one live copy of the modules, and the states they keep between rounds.
+
+    `train_cohort` trains a cohort of devices that stay at their edge: by the loop, or by an engine of `fsl.engines`.
+    """
+
+    def __init__(self, workload: Workload, train_cohort: TrainCohort = by_the_loop):
         torch.set_num_threads(workload.threads)
         self.worker = Worker(workload)
+        self._train_cohort = train_cohort
         self.layouts = {name: segment.layout for name, segment in self.worker.segments.items()}
         self.frozen = {name: layout.frozen for name, layout in self.layouts.items()}
 
@@ -65,7 +77,7 @@ class Node:
         if self.worker.parties:
             return [VerticalCohort(task, plan, self.worker, states).run() for task in plan.cohorts]
         if not plan.moves:
-            return [Cohort(task, plan, self.worker, states).run() for task in plan.cohorts]
+            return [self._train_cohort(task, plan, self.worker, states) for task in plan.cohorts]
         groups = joined(plan.cohorts, plan.moves)
         return [MovingCohorts(group, plan, self.worker, states).run() for group in groups]
 

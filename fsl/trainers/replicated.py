@@ -59,6 +59,11 @@ class Replicated(EdgeTrainer):
             replies.append(reply)
         return replies
 
+    def replica(self, device: int) -> tuple[Learner, seeds.Stream]:
+        """Returns a device's replica, and the seeds of its random layers."""
+        replica = self._replicas[device]
+        return replica.learner, replica.layer_seeds
+
     def update(self, device: int) -> tuple[State, State]:
         """The back that the device started from, and its replica."""
         return self.back, self._replicas[device].learner.state()

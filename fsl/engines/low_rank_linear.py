@@ -1,0 +1,151 @@
+"""A linear layer with weights of its own for each device of a stack, which nobody forms before the round ends."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fsl.engines.sgd_history import SgdHistory
+
+
+class LowRankLinear(nn.Module):
+    """Stands in for an `nn.Linear` on the rows of several devices, device after device.
+
+    After steps of SGD a device's weights are those at the beginning, W_0 (out, in), less what each step's gradient
+    counts, and that gradient is g_s^T x_s of the step's few inputs x_s (R, in) and gradients at the outputs g_s
+    (R, out). So x W^T = x W_0^T - sum over s of count_s * (x x_s^T) g_s: a product with W_0 over the rows of all devices,
+    and a small one per device. The sum of all devices' weights is one product as well (`change`).
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.ins, self.outs, self.biased = linear.in_features, linear.out_features, linear.bias is not None
+        self._start = linear.weight.detach()  # (out, in), or (D, out, in) where devices begin apart
+        self._start_bias: Tensor | None = None
+        self._history = SgdHistory()
+        self._devices = self._live = 1  # of the stack; of these, how many have a step now
+        self._anchor = torch.zeros((), requires_grad=True)  # so that a first layer hears of its gradient
+        self._inputs = self._gradients = torch.empty(0, 0, 0)  # (D, rows of all steps, in), (D, ..., out)
+        self._steps: list[int] = []  # rows of a device in each step done
+        self._now = 0  # the same in the present step
+
+    def begin(self, weight: Tensor, bias: Tensor | None, history: SgdHistory, devices: int, rows: int) -> None:
+        """Start a round of so many devices at these weights; `rows`: of a device in all its steps.
+
+        `history` is counted by the stack, for all its layers.
+        """
+        self._start, self._start_bias, self._history = weight, bias, history
+        self._devices = self._live = devices
+        self._steps, self._now = [], 0
+        if self._anchor.device != weight.device:
+            self._anchor = torch.zeros((), requires_grad=True, device=weight.device)
+        shape = self._inputs.shape
+        if shape[0] != devices or shape[1] < rows or self._inputs.dtype != weight.dtype or not self._on(weight.device):
+            self._inputs = weight.new_zeros(devices, rows, self.ins)
+            self._gradients = weight.new_zeros(devices, rows, self.outs)
+
+    def _on(self, device: torch.device) -> bool:
+        return self._inputs.device == device
+
+    @property
+    def _done(self) -> int:
+        return sum(self._steps)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Returns the outputs (D * R, ..., out) for inputs (D * R, ..., in) of the devices that have a step."""
+        outputs: Tensor = _WithHistory.apply(values, self._anchor, self)
+        return outputs
+
+    def outputs(self, values: Tensor) -> Tensor:
+        """Computes the outputs, and keeps the inputs."""
+        rows = values.reshape(self._live, -1, self.ins)
+        done, self._now = self._done, rows.shape[1]
+        if self._start.dim() == 2:
+            outputs = nn.functional.linear(values, self._start, self._start_bias)
+        else:
+            outputs = values.new_empty(*values.shape[:-1], self.outs)
+        found = outputs.view(self._live, -1, self.outs)  # a layer behind may write into outputs, which are no view
+        if self._start.dim() == 3:
+            torch.bmm(rows, self._start[: self._live].transpose(1, 2), out=found)
+            if self._start_bias is not None:
+                found += self._start_bias[: self._live, None]
+        if self._history.start != 1.0:
+            found *= self._history.start
+        self._inputs[: self._live, done : done + self._now] = rows
+        if done:
+            shares = torch.bmm(rows, self._inputs[: self._live, :done].transpose(1, 2))
+            if self.biased:
+                shares += 1.0
+            shares *= self._counts()
+            found.baddbmm_(shares, self._gradients[: self._live, :done], alpha=-1.0)
+        return outputs
+
+    def hear(self, gradient: Tensor, wanted: bool) -> Tensor | None:
+        """Keeps the gradient at the outputs; returns that at the inputs, where it is `wanted`."""
+        rows = gradient.reshape(self._live, -1, self.outs)
+        done, found = self._done, None
+        if wanted:
+            shared = self._start.dim() == 2
+            found = rows @ self._start if shared else torch.bmm(rows, self._start[: self._live])
+            if self._history.start != 1.0:
+                found *= self._history.start
+            if done:
+                shares = torch.bmm(rows, self._gradients[: self._live, :done].transpose(1, 2))
+                shares *= self._counts()
+                found.baddbmm_(shares, self._inputs[: self._live, :done], alpha=-1.0)
+            found = found.view(*gradient.shape[:-1], self.ins)
+        self._gradients[: self._live, done : done + self._now] = rows
+        return found
+
+    def stepped(self, live: int) -> None:
+        """Take the present step for one of the past; `live` of the devices, the first, have another one."""
+        if live < self._live:  # what an earlier round left in the others' place counts for nothing
+            done = self._done + self._now
+            self._inputs[live : self._live, done:] = 0.0
+            self._gradients[live : self._live, done:] = 0.0
+        self._steps.append(self._now)
+        self._live = live
+
+    def change(self, shares: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Returns, of weight and bias, the sum over devices of share (D,) times what its history counts.
+
+        Where shares add up to 1, and devices began alike, the mean weight is `start` * W_0 less that.
+        """
+        scaled = self._gradients[:, : self._done] * (shares[:, None] * self._counts())[..., None]
+        inputs = self._inputs[:, : self._done].reshape(-1, self.ins)
+        return scaled.reshape(-1, self.outs).t() @ inputs, scaled.sum((0, 1)) if self.biased else None
+
+    def finish(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Turn each device's weights at the beginning, (D, out, in) and (D, out), into those now, in place."""
+        scaled = self._gradients[:, : self._done] * self._counts()[:, None]
+        weight.baddbmm_(scaled.transpose(1, 2), self._inputs[:, : self._done], beta=self._history.start, alpha=-1.0)
+        if bias is not None:
+            bias.mul_(self._history.start).sub_(scaled.sum(1))
+
+    def sound(self) -> Tensor:
+        """Returns, by device (D,), whether all that it trained with is finite."""
+        made = self._gradients[:, : self._done], self._inputs[:, : self._done]
+        return torch.stack([tensor.sum((1, 2)) for tensor in made]).isfinite().all(0)
+
+    def drop(self, devices: Tensor) -> None:
+        """Forget what devices, truth values (D,), trained with."""
+        self._gradients[devices] = 0.0
+        self._inputs[devices] = 0.0
+
+    def _counts(self) -> Tensor:
+        """Returns what each row of the past counts, (rows,)."""
+        counts = [count for count, rows in zip(self._history.counts, self._steps, strict=True) for _ in range(rows)]
+        return torch.tensor(counts, dtype=self._inputs.dtype, device=self._inputs.device)
+
+
+class _WithHistory(torch.autograd.Function):
+    """A `LowRankLinear`'s products in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, anchor: Tensor, layer: LowRankLinear) -> Tensor:
+        ctx.layer = layer
+        return layer.outputs(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        return ctx.layer.hear(gradients[0], ctx.needs_input_grad[0]), None, None

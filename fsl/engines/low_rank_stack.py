@@ -1,0 +1,120 @@
+"""A stack of linear layers under SGD, whose devices' weights nobody forms: the fastest for few steps on few rows."""
+
+import torch
+from torch import Tensor, nn
+
+from fsl.engines.low_rank_linear import LowRankLinear
+from fsl.engines.sgd_history import SgdHistory
+from fsl.engines.stack import Stack, Starts
+from fsl.importing.spec import Spec
+from fsl.segments.learner import SegmentRuntime
+from fsl.segments.states import Layout, State
+
+
+class LowRankStack(Stack):
+    """One segment whose trained tensors all belong to `nn.Linear` layers, in a copy of its module."""
+
+    def __init__(self, runtime: SegmentRuntime, optimizer: Spec):
+        """RuntimeError where `why_not` gives a reason."""
+        if reason := why_not(runtime, optimizer):
+            raise RuntimeError(reason)
+        self._layout = runtime.layout
+        self._optimizer = optimizer
+        self._module = runtime.copied()
+        self._layers: dict[str, LowRankLinear] = {}
+        for name, linear in _linears(self._module).items():
+            self._layers[name] = layer = LowRankLinear(linear)
+            if not name:
+                self._module = layer
+                continue
+            parent, _, child = name.rpartition(".")
+            setattr(self._module.get_submodule(parent), child, layer)
+
+    def begin(self, starts: Starts, learning_rate: float, rows: int) -> None:
+        """Start a round; no copy of the weights is made."""
+        history = SgdHistory.of(self._optimizer)
+        assert history is not None
+        self._history, self._starts, self._rate = history, starts, learning_rate
+        found = starts.own if starts.shared is None else starts.shared.flats
+        assert found is not None
+        tensors = stacked_views(self._layout, found)
+        for name, layer in self._layers.items():
+            layer.begin(*_of(tensors, name), history, starts.devices, rows)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Returns the outputs of the live devices' rows."""
+        outputs: Tensor = self._module(values)
+        return outputs
+
+    def step(self, live: int) -> None:
+        """Count one more gradient."""
+        self._history.step(self._rate)
+        for layer in self._layers.values():
+            layer.stepped(live)
+
+    def sound(self) -> Tensor:
+        """Returns by device whether what it trained with is finite: its weights are sums of that."""
+        return torch.stack([layer.sound() for layer in self._layers.values()]).all(0)
+
+    def mean(self, shares: Tensor) -> State:
+        """Returns the weighted sum of the devices' states: one product for each layer."""
+        for layer in self._layers.values():
+            layer.drop(shares == 0)
+        if self._starts.shared is None:
+            rows = self.states()
+            return State({dtype: shares.double() @ flat.double() for dtype, flat in rows.items()})
+        total = float(shares.double().sum())
+        mean = State({dtype: flat.double() * total for dtype, flat in self._starts.shared.flats.items()})
+        views = stacked_views(self._layout, mean.flats)
+        for name, layer in self._layers.items():
+            weight, bias = _of(views, name)
+            less, less_bias = layer.change(shares)
+            weight.mul_(self._history.start).sub_(less)
+            if bias is not None and less_bias is not None:
+                bias.mul_(self._history.start).sub_(less_bias)
+        return mean
+
+    def states(self) -> dict[torch.dtype, Tensor]:
+        """Returns every device's weights, formed now."""
+        rows = self._starts.rows()
+        views = stacked_views(self._layout, rows)
+        for name, layer in self._layers.items():
+            layer.finish(*_of(views, name))
+        return rows
+
+
+def why_not(runtime: SegmentRuntime, optimizer: Spec) -> str | None:
+    """Returns why a segment under this optimizer is no such stack, in words; None where it is."""
+    if SgdHistory.of(optimizer) is None:
+        return f"optimizer {optimizer.target} is no torch.optim.SGD"
+    layout = runtime.layout
+    if layout.has_buffers or layout.frozen.tensors:
+        return f"the {runtime.name} has buffers or frozen parameters"
+    linears = _linears(runtime.module)
+    held = {f"{name}.{part}".lstrip(".") for name in linears for part in ("weight", "bias")}
+    other = next((field.name for field in layout.fields if field.aliases or field.name not in held), None)
+    if other is not None:
+        return f"'{other}' of the {runtime.name} is no weight of a torch.nn.Linear of its own"
+    hooked = (m for m in runtime.module.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks)
+    if next(hooked, None) is not None:
+        return f"the {runtime.name} has hooks"
+    return None if linears else f"the {runtime.name} trains nothing"
+
+
+def _linears(module: nn.Module) -> dict[str, nn.Linear]:
+    return {name: part for name, part in module.named_modules() if type(part) is nn.Linear}
+
+
+def stacked_views(layout: Layout, flats: "dict[torch.dtype, Tensor]") -> dict[str, Tensor]:
+    """Returns the tensors of packed states, (size,) or (D, size), by name: views (...) or (D, ...)."""
+    found = {}
+    for field in layout.fields:
+        flat = flats[field.dtype]
+        part = flat[..., field.start : field.start + field.shape.numel()]
+        found[field.name] = part.view(*flat.shape[:-1], *field.shape)
+    return found
+
+
+def _of(tensors: dict[str, Tensor], layer: str) -> tuple[Tensor, Tensor | None]:
+    prefix = f"{layer}." if layer else ""
+    return tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")

@@ -1,0 +1,67 @@
+"""Trains a device's front and its replica of the back in one graph: one backward pass, and not a message."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from fsl.engines.step_bytes import StepBytes
+from fsl.errors import NO_GRADIENT, LostError, SplitError
+from fsl.messages.round_plan import CohortTask, RoundPlan
+from fsl.round.cohort import Cohort, StepWatcher, stepping
+from fsl.round.front_device import Device
+from fsl.round.sessions import Batch
+from fsl.round.unusable import lost_reason
+from fsl.round.workload import Worker
+from fsl.segments.finite import REFUSED, usable
+from fsl.segments.states import State
+from fsl.trainers import Replicated
+
+
+class OneGraphCohort(Cohort):
+    """Devices with a back of their own, whose two segments run behind each other in one graph.
+
+    The values are those of the loop to the bit: the same operations on the same numbers, and the cut gradient is what
+    autograd hands from the back to the front. What the loop looks at in each step is looked at once a round: a device
+    whose loss was not finite in some step, or beyond the limit, is lost all the same.
+    """
+
+    def __init__(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]):
+        super().__init__(task, plan, worker, states)
+        assert isinstance(self.edge.trainer, Replicated)
+        self._trainer = self.edge.trainer
+        self._bytes = StepBytes()
+
+    def _train(self, devices: list[Device]) -> dict[int, str]:
+        lost: dict[int, str] = {}
+        with stepping(self.plan) as at:
+            for device in devices:
+                try:
+                    self._train_one(device, at)
+                except LostError as error:
+                    lost[device.device] = lost_reason(self.plan, error.reason)
+                    self.edge.lose(device.device)
+        return lost
+
+    def _train_one(self, device: Device, at: StepWatcher) -> None:
+        bench = device.bench
+        front, (back, back_seeds) = bench.front, self._trainer.replica(device.device)
+        objective, front_seeds = self._trainer.bench.objective, bench.layer_seeds
+        losses: list[Tensor] = []
+        batches: list[Batch] = []
+        up = down = values = 0
+        for step, (inputs, targets) in enumerate(bench.batches):
+            at(device.device, step)
+            smashed = front.forward(inputs, front_seeds.at(step))
+            loss = objective.loss(back.forward(smashed, back_seeds.at(step)), targets)
+            loss.backward()
+            if not step and smashed.requires_grad and all(p.grad is None for p in front.replica.parameters):
+                raise SplitError(f"in this step {NO_GRADIENT}")
+            front.step(step)
+            back.step(step, device=device.device)
+            losses.append(loss.detach())
+            batches.append(Batch(len(targets), objective.weight(targets)))
+            sent = self._bytes.of(smashed, targets)
+            up, down, values = up + sent.up, down + sent.down, values + sent.values
+        if not usable(losses, (), self._trainer.bench.loss_limit):
+            raise LostError(device.device, REFUSED)
+        self.edge.note_steps(device.device, losses, batches, up, down, values)

@@ -1,0 +1,44 @@
+"""Says why a round's plan asks for more than an engine computes: what it names is left to the loop."""
+
+from fsl.codecs.identity import Identity
+from fsl.importing.spec import Spec
+from fsl.messages.round_plan import CohortTask, RoundPlan
+from fsl.round.front_device import Device
+from fsl.round.workload import Worker
+
+# Of torch.optim: each element is stepped by its own gradient and history, and what is not finite stays so.
+ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop")
+
+
+def beyond(task: CohortTask, plan: RoundPlan, worker: Worker) -> str | None:
+    """Returns, in words, what of a plan none of the engines computes; None for a plain one."""
+    segments = set(plan.learning_rates)
+    if plan.privacy is not None:
+        return "privacy looks at each step's messages"
+    if plan.memory is not None:
+        return "memory keeps what a device's own backward pass needs"
+    if segments != {"front", "back"}:
+        return f"the segments {', '.join(sorted(segments))} are more than a front and a back"
+    if plan.device.locate(worker.workload.allowed, Device) is not Device:
+        return f"the strategy has a device of its own, {plan.device.target}"
+    if worker.cuts and len({one.cut for one in task.devices}) > 1 or worker.workload.cuts:
+        return "devices are cut at different places"
+    if any(segment.labelled or segment.borrows for segment in worker.segments.values()):
+        return "early exits or tied weights tie a segment to the other's step"
+    for way, spec in (("up", plan.up), ("down", plan.down)):
+        if spec.locate(worker.workload.allowed) is not Identity:
+            return f"codec.{way}={name_of(spec)} changes what crosses the cut"
+    if optimizer_beyond(plan.optimizer):
+        return f"optimizer {plan.optimizer.target} is none of torch.optim's {', '.join(ELEMENTWISE)}"
+    return None
+
+
+def optimizer_beyond(spec: Spec) -> bool:
+    """Returns whether an optimizer may look beyond the element that it steps."""
+    package, _, name = spec.target.rpartition(".")
+    return not (package.startswith("torch.optim") and name in ELEMENTWISE)
+
+
+def name_of(spec: Spec) -> str:
+    """Returns a class's name as its user knows it."""
+    return spec.target.rpartition(".")[2]

@@ -1,0 +1,57 @@
+"""What a stack is: one segment of several devices, each with weights of its own, run as one batch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fsl.segments.states import State
+
+
+class Stack(ABC):
+    """One segment of D devices in one round.
+
+    Inputs are of the devices that have a step now, the first `live` of the stack: (live * R, ...), device after device,
+    R rows each.
+    """
+
+    @abstractmethod
+    def begin(self, starts: "Starts", learning_rate: float, rows: int) -> None:
+        """Start a round from these weights; `rows`: the most that a device has in all its steps."""
+
+    @abstractmethod
+    def forward(self, values: Tensor) -> Tensor:
+        """Returns the segment's outputs, each row by its device's weights."""
+
+    @abstractmethod
+    def step(self, live: int) -> None:
+        """Step every live device by the gradient of its own loss; `live` of them, the first, have another step."""
+
+    @abstractmethod
+    def sound(self) -> Tensor:
+        """Returns, by device (D,), whether its weights are finite."""
+
+    @abstractmethod
+    def mean(self, shares: Tensor) -> State:
+        """Returns the sum over devices of share (D,) times their weights, in float64; a share of 0 leaves one out."""
+
+    @abstractmethod
+    def states(self) -> dict[torch.dtype, Tensor]:
+        """Returns every device's packed weights (D, size), by dtype."""
+
+
+class Starts:
+    """The weights at which the devices of a stack begin: one state for all, or one each."""
+
+    def __init__(self, devices: int, shared: State | None = None, own: Mapping[torch.dtype, Tensor] | None = None):
+        """`own`: packed states (D, size) by dtype, which the stack may write into."""
+        assert (shared is None) != (own is None)
+        self.devices, self.shared, self.own = devices, shared, own
+
+    def rows(self) -> dict[torch.dtype, Tensor]:
+        """Returns every device's state (D, size) by dtype, in memory that the stack may write into."""
+        if self.own is not None:
+            return dict(self.own)
+        assert self.shared is not None
+        return {dtype: flat.expand(self.devices, -1).clone() for dtype, flat in self.shared.flats.items()}

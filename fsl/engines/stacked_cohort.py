@@ -1,0 +1,301 @@
+"""Trains a cohort with its devices' segments in stacks: fronts alone, or with the backs where each device has one."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fsl.engines.stack import Stack, Starts
+from fsl.engines.stacked_batches import JoinedBatch, StackedBatches
+from fsl.engines.step_bytes import StepBytes
+from fsl.errors import LostError
+from fsl.messages.reports import CohortResult, DeviceReport
+from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.objective import Objective
+from fsl.round.batches import plan_batches
+from fsl.round.cohort import StepWatcher, stepping
+from fsl.round.edge_side import EdgeSide
+from fsl.round.kept_states import load_private, new_total
+from fsl.round.unusable import lost_reason
+from fsl.round.workload import Worker
+from fsl.segments.finite import REFUSED
+from fsl.segments.states import State
+from fsl.segments.sums import Total, WeightedSum, merge_totals
+from fsl.trainers import Replicated, Upload
+
+StackOf = Callable[[str], Stack]  # makes a stack of the segment of this name
+
+
+@dataclass
+class _Account:
+    """What is noted of one device's round."""
+
+    steps: int = 0
+    examples: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    up: int = 0
+    down: int = 0
+
+
+class StackedCohort:
+    """The devices of one edge in one round, in stacks of `width` devices at most.
+
+    Equal to the loop but for rounding: a device's rows meet the same weights, in products over the rows of several
+    devices. `even`: whether all devices of a stack must have batches of one size, since a segment looks across rows.
+    """
+
+    def __init__(
+        self,
+        task: CohortTask,
+        plan: RoundPlan,
+        worker: Worker,
+        states: Mapping[str, State],
+        stack_of: StackOf,
+        width: Callable[[int], int],
+        even: bool,
+    ):
+        """`width`: devices of a stack at most, from the rows that it keeps of each."""
+        self.task, self.plan, self.worker, self.states = task, plan, worker, states
+        self.edge = EdgeSide(task, plan, worker, states)
+        self._stack_of, self._width, self._even = stack_of, width, even
+        self._tasks = {one.device: one for one in task.devices}
+        self._batches = {
+            device: plan_batches(worker.workload.partition.indices(device), plan, device, worker.skip_single)
+            for device in sorted(self._tasks)
+        }
+        self._accounts = {device: _Account() for device in self._batches}
+        self._bytes = StepBytes()
+        self._counts: Counter[str] = Counter()
+        self._totals: dict[str, Total] = {}
+        self.lost: dict[int, str] = {}
+
+    def run(self) -> CohortResult:
+        """Train every device once."""
+        with stepping(self.plan) as at:
+            if isinstance(self.edge.server.trainer, Replicated):
+                for group in self._groups(divided=True):
+                    self._replicas(group, at)
+            else:
+                self._lockstep([self._opened(group, ("front",)) for group in self._groups(divided=False)], at)
+        reports = tuple(self._report(device) for device in self._batches if device not in self.lost)
+        if not reports:
+            return CohortResult(totals={}, reports=(), counts={}, lost=self.lost)
+        return CohortResult(totals=self._totals, reports=reports, counts=self._counts, lost=self.lost)
+
+    # Groups of devices that are stacked together.
+
+    def _groups(self, divided: bool) -> list[StackedBatches]:
+        """Returns the devices in groups: those with most steps first, and where it must be, of batches of one size."""
+        kinds: dict[object, list[int]] = {}
+        for device, batches in self._batches.items():
+            kind = tuple(len(rows) for rows in batches.rows) if self._even else None
+            kinds.setdefault(kind, []).append(device)
+        groups = []
+        for devices in kinds.values():
+            devices.sort(key=lambda device: -len(self._batches[device].rows))
+            longest = self._batches[devices[0]].rows
+            width = self._width(sum(map(len, longest))) if divided else len(devices)
+            for start in range(0, len(devices), width):
+                chosen = devices[start : start + width]
+                groups.append(StackedBatches(chosen, [self._batches[d] for d in chosen], self.plan, self.worker))
+        return groups
+
+    def _opened(self, group: StackedBatches, segments: Sequence[str]) -> "_Group":
+        stacks = {}
+        for name in segments:
+            stacks[name] = stack = self._stack_of(name)
+            stack.begin(self._starts(name, group.devices), self.plan.learning_rates[name], group.rows)
+        return _Group(group, stacks)
+
+    def _starts(self, segment: str, devices: Sequence[int]) -> Starts:
+        if segment == "front" and self.plan.fronts == "private":
+            found = [load_private(self.worker, segment, self._tasks[device]) for device in devices]
+            if any(state is not None for state in found):
+                states = [self.states[segment] if state is None else state for state in found]
+                dtypes = states[0].flats
+                return Starts(len(devices), own={d: torch.stack([one.flats[d] for one in states]) for d in dtypes})
+        return Starts(len(devices), shared=self.states[segment])
+
+    # A back for each device: both segments are stacked, and no device waits for another.
+
+    def _replicas(self, batches: StackedBatches, at: StepWatcher) -> None:
+        group = self._opened(batches, ("front", "back"))
+        front, back = group.stacks["front"], group.stacks["back"]
+        objective = self.edge.server.trainer.bench.objective
+        for step in range(batches.steps):
+            at(batches.devices[0], step)
+            batch = batches.at(step)
+            smashed = front.forward(batch.inputs)
+            means, loss = losses_of(objective, back.forward(smashed), batch)
+            loss.backward()
+            live = batches.live(step + 1) if step + 1 < batches.steps else 0
+            front.step(live)
+            back.step(live)
+            self._note(batches.devices, batch, smashed, means)
+        self._finish(group)
+
+    # One back for all: fronts are stacked, and the trainer steps it on their uploads as in the loop.
+
+    def _lockstep(self, groups: "Sequence[_Group]", at: StepWatcher) -> None:
+        trainer = self.edge.server.trainer
+        for device in self._batches:
+            trainer.open(device, float(self._samples(device)))
+        for step in range(max(group.batches.steps for group in groups)):
+            uploads: dict[int, Upload] = {}
+            waiting: list[tuple[_Group, JoinedBatch, Tensor]] = []
+            for group in groups:
+                if step < group.batches.steps:
+                    at(group.batches.devices[0], step)
+                    batch = group.batches.at(step)
+                    smashed = group.stacks["front"].forward(batch.inputs)
+                    waiting.append((group, batch, smashed))
+                    uploads |= self._uploads(group.batches.devices, step, batch, smashed.detach())
+            replies = {r.device: r for r in trainer.step([uploads[d] for d in sorted(uploads)])} if uploads else {}
+            for device, reply in replies.items():
+                if reply.refused is not None:
+                    self._lose(device, reply.refused)
+            common = [reply for reply in replies.values() if reply.common and reply.device not in self.lost]
+            for group, batch, smashed in waiting:
+                self._learn(group, step, batch, smashed, replies)
+            self._note_common(common)
+        for device in self._batches:
+            if device not in self.lost:
+                trainer.close(device)
+        for group in groups:
+            self._finish(group)
+        try:
+            self._totals["back"] = trainer.result()
+        except LostError as error:
+            self.lost |= {device: error.reason for device in self._batches if device not in self.lost}
+        self._counts.update(trainer.counts())
+
+    def _uploads(self, devices: Sequence[int], step: int, batch: JoinedBatch, smashed: Tensor) -> dict[int, Upload]:
+        sound = bool(smashed.sum().isfinite())
+        uploads = {}
+        for device, values, targets in zip(devices, batch.own(smashed), batch.own(batch.targets)):
+            if not sound and device not in self.lost and not bool(values.isfinite().all()):
+                self._lose(device, "its smashed data are not finite; its training has diverged")
+            if device not in self.lost:
+                uploads[device] = Upload(device, step, values, targets)
+        return uploads
+
+    def _learn(
+        self, group: "_Group", step: int, batch: JoinedBatch, smashed: Tensor, replies: Mapping[int, "object"]
+    ) -> None:
+        gradient = torch.zeros_like(smashed)
+        devices = group.batches.devices[: len(batch.sizes)]
+        rows = gradient.view(len(devices), -1, *smashed.shape[1:])
+        means = []
+        for place, (device, size) in enumerate(zip(devices, batch.sizes)):
+            if device in self.lost:
+                means.append(None)
+                continue
+            reply = replies[device]
+            rows[place, :size] = reply.gradient
+            means.append(reply.loss)
+        if smashed.requires_grad:
+            smashed.backward(gradient)
+        live = group.batches.live(step + 1) if step + 1 < group.batches.steps else 0
+        group.stacks["front"].step(live)
+        self._note(devices, batch, smashed, means)
+
+    def _note_common(self, common: Sequence["object"]) -> None:
+        if common:
+            sent = [self._bytes.of_gradient(reply.gradient) for reply in common]
+            self._counts["broadcast_saved"] += sum(sent) - max(sent)
+            self._counts["common_bytes"] += max(reply.gradient.nbytes for reply in common)
+
+    # What is noted of each device, and what becomes of its work.
+
+    def _note(
+        self, devices: Sequence[int], batch: JoinedBatch, smashed: Tensor, means: Sequence[Tensor | None] | Tensor
+    ) -> None:
+        objective = self.edge.server.trainer.bench.objective
+        for device, values, targets, mean in zip(devices, batch.own(smashed), batch.own(batch.targets), means):
+            if mean is None:
+                continue
+            account, sent = self._accounts[device], self._bytes.of(values, targets)
+            account.steps += 1
+            account.examples += len(targets)
+            account.losses.append(mean)
+            account.weights.append(objective.weight(targets))
+            account.up += sent.up
+            account.down += sent.down
+            self._counts["smashed_bytes"] += sent.values
+
+    def _samples(self, device: int) -> int:
+        return self.worker.workload.partition.size(device)
+
+    def _lose(self, device: int, reason: str) -> None:
+        self.lost[device] = lost_reason(self.plan, reason)
+        if not isinstance(self.edge.server.trainer, Replicated):
+            self.edge.server.trainer.abandon(device)
+
+    def _finish(self, group: "_Group") -> None:
+        """Add a stack's devices to the totals, or store what they keep; those whose work is unusable are lost."""
+        devices = group.batches.devices
+        limit = self.edge.server.trainer.bench.loss_limit
+        sound = {name: stack.sound() for name, stack in group.stacks.items()}
+        for place, device in enumerate(devices):
+            if device in self.lost:
+                continue
+            losses = self._accounts[device].losses
+            if limit is not None and losses and not float(torch.stack(losses).max()) <= limit:
+                self._lose(device, REFUSED)
+            elif bad := next((name for name, whole in sound.items() if not whole[place]), None):
+                self._lose(device, f"its {bad} is not finite; its training has diverged")
+        samples = [0 if device in self.lost else self._samples(device) for device in devices]
+        if not sum(samples):
+            return
+        shares = torch.tensor(samples, dtype=torch.float64) / sum(samples)
+        for name, stack in group.stacks.items():
+            if name == "front" and self.plan.fronts == "private":
+                self._store(name, devices, stack)
+                continue
+            total = WeightedSum(self.worker.segments[name].layout)
+            total.add(stack.mean(shares.float()), float(sum(samples)))
+            merge_totals(self._totals, {name: total})
+
+    def _store(self, segment: str, devices: Sequence[int], stack: Stack) -> None:
+        layout, rows = self.worker.segments[segment].layout, stack.states()
+        for place, device in enumerate(devices):
+            if device not in self.lost:
+                task = self._tasks[device]
+                tensors = layout.unpack(State({dtype: flat[place] for dtype, flat in rows.items()}))
+                self.worker.store.save(f"{segment}s/{device}", self.plan.round, tensors, (task.version, task.saved))
+
+    def _report(self, device: int) -> DeviceReport:
+        account = self._accounts[device]
+        losses = torch.stack(account.losses).tolist() if account.losses else []
+        private = self.plan.fronts == "private"
+        return DeviceReport(
+            device=device,
+            samples=self._samples(device),
+            examples=account.examples,
+            steps=account.steps,
+            skipped=self._batches[device].skipped,
+            loss_sum=sum(loss * weight for loss, weight in zip(losses, account.weights, strict=True)),
+            loss_weight=sum(account.weights),
+            up_bytes=account.up,
+            down_bytes=account.down,
+            model_bytes=0 if private else 2 * self.worker.segments["front"].layout.bytes,
+        )
+
+
+@dataclass
+class _Group:
+    batches: StackedBatches
+    stacks: Mapping[str, Stack]
+
+
+def losses_of(objective: Objective, outputs: Tensor, batch: JoinedBatch) -> tuple[Tensor, Tensor]:
+    """Returns each device's mean loss (live,), detached, and their sum, whose gradient each device's own is."""
+    rows = objective.rows(outputs, batch.targets)
+    if rows is None:
+        own = torch.stack(list(objective.losses(batch.own(outputs), batch.own(batch.targets))))
+        return own.detach(), own.sum()
+    weighed = rows * batch.shares().to(rows)
+    return weighed.detach().view(len(batch.sizes), -1).sum(1), weighed.sum()
