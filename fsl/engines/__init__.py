@@ -1,1 +1,5 @@
 """Trains cohorts in simulation faster than message by message, where device and edge share the process."""
+
+from fsl.engines.choice import ENGINES, EngineName, Engines
+
+__all__ = ["ENGINES", "EngineName", "Engines"]

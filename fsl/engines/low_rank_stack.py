@@ -1,5 +1,7 @@
 """A stack of linear layers under SGD, whose devices' weights nobody forms: the fastest for few steps on few rows."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +31,11 @@ class LowRankStack(Stack):
                 continue
             parent, _, child = name.rpartition(".")
             setattr(self._module.get_submodule(parent), child, layer)
+
+    @property
+    def features(self) -> int:
+        """Returns the numbers that it keeps of a device's row."""
+        return sum(layer.ins + layer.outs for layer in self._layers.values())
 
     def begin(self, starts: Starts, learning_rate: float, rows: int) -> None:
         """Start a round; no copy of the weights is made."""
@@ -99,6 +106,18 @@ def why_not(runtime: SegmentRuntime, optimizer: Spec) -> str | None:
     if next(hooked, None) is not None:
         return f"the {runtime.name} has hooks"
     return None if linears else f"the {runtime.name} trains nothing"
+
+
+def low_rank_pays(runtime: SegmentRuntime, sizes: Sequence[int]) -> bool:
+    """Returns whether batches of these sizes make a device's weights dearer than its rows' products with each other.
+
+    A step with weights reads and writes them some six times, and a core computes some ten products while it moves a
+    number; without them it multiplies its rows with those of all steps before it.
+    """
+    steps, rows = len(sizes), max(sizes)
+    linears = _linears(runtime.module).values()
+    products = sum(rows * rows * steps * (one.in_features + one.out_features) for one in linears)
+    return products <= 120 * sum(one.in_features * one.out_features for one in linears)
 
 
 def _linears(module: nn.Module) -> dict[str, nn.Linear]:

@@ -1,10 +1,13 @@
 """Says why a round's plan asks for more than an engine computes: what it names is left to the loop."""
 
+from torch import Tensor
+
 from fsl.codecs.identity import Identity
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.round.front_device import Device
 from fsl.round.workload import Worker
+from fsl.trainers import EdgeTrainer
 
 # Of torch.optim: each element is stepped by its own gradient and history, and what is not finite stays so.
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop")
@@ -31,6 +34,30 @@ def beyond(task: CohortTask, plan: RoundPlan, worker: Worker) -> str | None:
     if optimizer_beyond(plan.optimizer):
         return f"optimizer {plan.optimizer.target} is none of torch.optim's {', '.join(ELEMENTWISE)}"
     return None
+
+
+def beyond_stacks(plan: RoundPlan, worker: Worker) -> str | None:
+    """Returns, in words, what of a plain plan is beyond stacks of devices; None where nothing is."""
+    control = plan.control
+    if plan.fronts not in ("averaged", "private"):
+        return f"fronts are {plan.fronts}"
+    if plan.one_by_one:
+        return "the aggregator looks at each device's weights"
+    if not plan.reset_optimizer:
+        return "optimizer.reset=false keeps an optimizer for each device"
+    if control.clip_norms or control.accumulate != 1 or control.pace is not None or control.precision != "float32":
+        return "training.clip_norm, accumulate, a learning rate by step and precision go by one device's step"
+    if not isinstance(worker.workload.data.train.blank(1), Tensor):
+        return "inputs are several tensors"
+    return None
+
+
+def trainer_kind(plan: RoundPlan, worker: Worker) -> type[EdgeTrainer] | None:
+    """Returns the class of a plan's edge trainer; None where devices train without an edge."""
+    if plan.trainer is None:
+        return None
+    kind: type[EdgeTrainer] = plan.trainer.locate(worker.workload.allowed, EdgeTrainer)
+    return kind
 
 
 def optimizer_beyond(spec: Spec) -> bool:

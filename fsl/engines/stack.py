@@ -13,8 +13,10 @@ class Stack(ABC):
     """One segment of D devices in one round.
 
     Inputs are of the devices that have a step now, the first `live` of the stack: (live * R, ...), device after device,
-    R rows each.
+    R rows each. `one_step`: devices have one step in common, by a loss that is their mean with the shares of `mean`.
     """
+
+    one_step: bool = False
 
     @abstractmethod
     def begin(self, starts: "Starts", learning_rate: float, rows: int) -> None:
@@ -39,6 +41,10 @@ class Stack(ABC):
     @abstractmethod
     def states(self) -> dict[torch.dtype, Tensor]:
         """Returns every device's packed weights (D, size), by dtype."""
+
+
+class NotStackedError(Exception):
+    """A round turned out to be none that a stack can compute; nothing of it was kept, and the loop takes it."""
 
 
 class Starts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fsl.engines.stack import Stack, Starts
+from fsl.engines.stack import NotStackedError, Stack, Starts
 from fsl.engines.stacked_batches import JoinedBatch, StackedBatches
 from fsl.engines.step_bytes import StepBytes
 from fsl.errors import LostError
@@ -23,7 +23,7 @@ from fsl.round.workload import Worker
 from fsl.segments.finite import REFUSED
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum, merge_totals
-from fsl.trainers import Replicated, Upload
+from fsl.trainers import Replicated, Reply, Upload
 
 StackOf = Callable[[str], Stack]  # makes a stack of the segment of this name
 
@@ -129,7 +129,7 @@ class StackedCohort:
             at(batches.devices[0], step)
             batch = batches.at(step)
             smashed = front.forward(batch.inputs)
-            means, loss = losses_of(objective, back.forward(smashed), batch)
+            means, loss = losses_of(objective, back.forward(smashed), batch, self._weights(front, batches.devices))
             loss.backward()
             live = batches.live(step + 1) if step + 1 < batches.steps else 0
             front.step(live)
@@ -183,18 +183,19 @@ class StackedCohort:
         return uploads
 
     def _learn(
-        self, group: "_Group", step: int, batch: JoinedBatch, smashed: Tensor, replies: Mapping[int, "object"]
+        self, group: "_Group", step: int, batch: JoinedBatch, smashed: Tensor, replies: Mapping[int, Reply]
     ) -> None:
         gradient = torch.zeros_like(smashed)
         devices = group.batches.devices[: len(batch.sizes)]
         rows = gradient.view(len(devices), -1, *smashed.shape[1:])
-        means = []
+        means: list[Tensor | None] = []
+        weights = self._weights(group.stacks["front"], devices)
         for place, (device, size) in enumerate(zip(devices, batch.sizes)):
             if device in self.lost:
                 means.append(None)
                 continue
             reply = replies[device]
-            rows[place, :size] = reply.gradient
+            rows[place, :size] = reply.gradient if weights is None else reply.gradient * weights[place]
             means.append(reply.loss)
         if smashed.requires_grad:
             smashed.backward(gradient)
@@ -202,7 +203,7 @@ class StackedCohort:
         group.stacks["front"].step(live)
         self._note(devices, batch, smashed, means)
 
-    def _note_common(self, common: Sequence["object"]) -> None:
+    def _note_common(self, common: Sequence[Reply]) -> None:
         if common:
             sent = [self._bytes.of_gradient(reply.gradient) for reply in common]
             self._counts["broadcast_saved"] += sum(sent) - max(sent)
@@ -226,6 +227,13 @@ class StackedCohort:
             account.down += sent.down
             self._counts["smashed_bytes"] += sent.values
 
+    def _weights(self, stack: Stack, devices: Sequence[int]) -> Tensor | None:
+        """Returns what each device's loss counts where they make one step together; None where each steps alone."""
+        if not stack.one_step:
+            return None
+        samples = torch.tensor([self._samples(device) for device in devices], dtype=torch.float64)
+        return (samples / samples.sum()).float()
+
     def _samples(self, device: int) -> int:
         return self.worker.workload.partition.size(device)
 
@@ -247,6 +255,8 @@ class StackedCohort:
                 self._lose(device, REFUSED)
             elif bad := next((name for name, whole in sound.items() if not whole[place]), None):
                 self._lose(device, f"its {bad} is not finite; its training has diverged")
+        if self.lost and any(stack.one_step for stack in group.stacks.values()):
+            raise NotStackedError("a device is lost, whose loss is in the gradient of all")
         samples = [0 if device in self.lost else self._samples(device) for device in devices]
         if not sum(samples):
             return
@@ -256,7 +266,7 @@ class StackedCohort:
                 self._store(name, devices, stack)
                 continue
             total = WeightedSum(self.worker.segments[name].layout)
-            total.add(stack.mean(shares.float()), float(sum(samples)))
+            total.add(stack.mean(shares.float().to(self.worker.accelerator)), float(sum(samples)))
             merge_totals(self._totals, {name: total})
 
     def _store(self, segment: str, devices: Sequence[int], stack: Stack) -> None:
@@ -291,11 +301,16 @@ class _Group:
     stacks: Mapping[str, Stack]
 
 
-def losses_of(objective: Objective, outputs: Tensor, batch: JoinedBatch) -> tuple[Tensor, Tensor]:
-    """Returns each device's mean loss (live,), detached, and their sum, whose gradient each device's own is."""
+def losses_of(
+    objective: Objective, outputs: Tensor, batch: JoinedBatch, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns each device's mean loss (live,), detached, and their sum, whose gradient each device's own is.
+
+    `weights` (live,): what each counts in that sum, if not 1.
+    """
     rows = objective.rows(outputs, batch.targets)
     if rows is None:
-        own = torch.stack(list(objective.losses(batch.own(outputs), batch.own(batch.targets))))
-        return own.detach(), own.sum()
-    weighed = rows * batch.shares().to(rows)
-    return weighed.detach().view(len(batch.sizes), -1).sum(1), weighed.sum()
+        means = torch.stack(list(objective.losses(batch.own(outputs), batch.own(batch.targets))))
+    else:
+        means = (rows * batch.shares().to(rows)).view(len(batch.sizes), -1).sum(1)
+    return means.detach(), means.sum() if weights is None else means @ weights.to(means)

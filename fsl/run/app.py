@@ -6,6 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fsl.engines import EngineName, Engines
 from fsl.errors import WireError
 from fsl.messages.record_names import ARRAYS, CONFIG, METRICS, PLAN
 from fsl.messages.round_plan import EvaluatePlan, RoundPlan
@@ -38,9 +39,9 @@ def client_app(build: Callable[[Context], Node]) -> ClientApp:
     return app
 
 
-def workload_app(workload: Workload) -> ClientApp:
-    """A ClientApp whose nodes work on this workload."""
-    return client_app(lambda context: Node(workload))
+def workload_app(workload: Workload, engine: EngineName = "loop") -> ClientApp:
+    """A ClientApp whose nodes work on this workload, and train cohorts by this engine."""
+    return client_app(lambda context: Node(workload, Engines(engine).train))
 
 
 def server_app(main: Callable[[Grid], None]) -> ServerApp:

@@ -10,6 +10,7 @@ import torch
 from flwr.serverapp import Grid
 
 from fsl.argument_types import checks_types
+from fsl.engines import ENGINES, EngineName
 from fsl.errors import ConfigError
 from fsl.flower.inline_grid import InlineGrid
 from fsl.round.workload import Workload
@@ -22,12 +23,14 @@ from fsl.settings.placement import Placement
 class Backend:
     """Where a simulation runs: in this process ("inline") or on Ray actors ("ray"), one per node.
 
-    `threads`: torch threads of every process; one thread and two do not agree to the bit. `accelerator`: "cpu", or
+    `engine`: what trains a cohort, as `fsl.engines.Engines` says: "fused" and "loop" agree to the bit, "stacked", "pooled"
+    and "auto", which measures, but for rounding. `threads`: torch threads of every process; one thread and two do not agree to the bit. `accelerator`: "cpu", or
     "cuda". `cpus`, `gpus`: a Ray node's share. `address`: a running Ray cluster ("auto", or host:port).
     `start_timeout`, `round_timeout`: seconds until every Ray node must be up, and until it counts as dead in a round.
     """
 
     name: Literal["inline", "ray"] = "inline"
+    engine: EngineName = "fused"
     threads: int = 1
     accelerator: str = "cpu"
     address: str | None = None
@@ -39,6 +42,8 @@ class Backend:
     def __post_init__(self) -> None:
         if self.name not in ("inline", "ray"):
             raise ConfigError(f"backend={self.name!r}: allowed are inline, ray")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"backend.engine={self.engine!r}: allowed are {', '.join(ENGINES)}")
         if self.threads < 1:
             raise ConfigError(f"backend.threads={self.threads}: it must be at least 1")
         for name in ("start_timeout", "round_timeout"):
@@ -63,7 +68,7 @@ class Backend:
 
     def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
         """Open a Grid of `nodes` nodes that work on this workload; closing it ends them."""
-        make_app = partial(workload_app, workload)
+        make_app = partial(workload_app, workload, self.engine)
         if self.name == "inline":
             return InlineGrid(make_app, nodes)
         from fsl.flower.ray_grid import RayGrid, RayOptions  # a second to import, so only where it is used

@@ -1,0 +1,100 @@
+"""Tries a stack on two devices beside plain copies of its segment, before anything is trained with it."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fsl import seeds
+from fsl.engines.stack import Stack, Starts
+from fsl.segments.learner import SegmentRuntime
+from fsl.segments.optimizer import OptimizerRecipe, set_learning_rate
+from fsl.segments.states import State
+from fsl.segments.tensor_places import tables
+
+_NEAR = 1e-3  # of the largest change, which leaves room for a rectifier that rounding turns over
+
+
+def trial(
+    stack: Stack, runtime: SegmentRuntime, recipe: OptimizerRecipe, start: State, inputs: Tensor, rate: float
+) -> tuple[str | None, Tensor]:
+    """Train two devices by the stack, and by themselves; returns why they differ, and the first step's outputs.
+
+    `inputs` (2 * R, ...): each device's rows, the same in all steps. What is compared is the outputs and the change of
+    the mean weights, under gradients at the outputs that are drawn at random. None: they do not differ.
+    """
+    steps, shares = 1 if stack.one_step else 3, torch.tensor([0.25, 0.75], device=runtime.accelerator)
+    with seeds.left_as_found(), seeds.DEFAULT_GENERATOR:
+        seeds.reseed(0, runtime.accelerator)
+        alone = [_Alone(runtime, recipe, start, rate) for _ in range(2)]
+        generator = torch.Generator().manual_seed(1)
+        try:
+            stack.begin(Starts(2, shared=start), rate, steps * (len(inputs) // 2))
+            first = None
+            for number in range(steps):
+                together = stack.forward(inputs.clone())
+                first = together.detach() if first is None else first
+                apart = torch.cat([one.forward(rows.clone()) for one, rows in zip(alone, inputs.chunk(2))])
+                if together.shape != apart.shape or not near(together, apart, apart.detach().abs().max()):
+                    return f"the {runtime.name} computes rows of several devices otherwise than those of one", first
+                gradient = torch.randn(apart.shape, generator=generator).to(apart) / len(apart)
+                apart.backward(gradient)
+                if stack.one_step:
+                    gradient *= shares.repeat_interleave(len(gradient) // 2).view(-1, *[1] * (gradient.dim() - 1))
+                together.backward(gradient)
+                stack.step(2 if number + 1 < steps else 0)
+                for one in alone:
+                    one.step()
+            mean = stack.mean(shares)
+        except Exception as error:  # of torch or of the model: whatever it is, the loop trains it
+            said = str(error).splitlines()[0][:120] if str(error) else ""
+            return f"the {runtime.name} cannot be stacked ({type(error).__name__}: {said})", inputs
+    trained = [one.state().flats for one in alone]
+    for dtype, flat in mean.flats.items():
+        if not dtype.is_floating_point or not flat.numel():
+            continue
+        wanted = sum(share * one[dtype].double() for share, one in zip(shares.tolist(), trained))
+        change = (wanted - start.flats[dtype]).abs().max()
+        if not near(flat, wanted, change):
+            return f"the {runtime.name} steps several devices otherwise than one", inputs
+    assert first is not None
+    return None, first
+
+
+class _Alone:
+    """A copy of a segment that one device trains, as torch does it."""
+
+    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, start: State, rate: float):
+        self._layout = runtime.layout
+        self._module = copy.deepcopy(runtime.copied())
+        self._places = tables(self._module)[0]
+        with torch.no_grad():
+            for name, tensor in self._layout.unpack(start).items():
+                table, key = self._places[name]
+                table[key].copy_(tensor)
+        trained = [self._at(field.name) for field in self._layout.fields if field.trainable]
+        self._optimizer = recipe.build([one for one in trained if isinstance(one, nn.Parameter)])
+        set_learning_rate(self._optimizer, rate)
+
+    def _at(self, name: str) -> Tensor:
+        table, key = self._places[name]
+        found: Tensor = table[key]
+        return found
+
+    def forward(self, rows: Tensor) -> Tensor:
+        found: Tensor = self._module(rows)
+        return found
+
+    def step(self) -> None:
+        if self._optimizer is not None:
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> State:
+        return self._layout.pack({field.name: self._at(field.name).detach() for field in self._layout.fields})
+
+
+def near(found: Tensor, wanted: Tensor, size: Tensor) -> bool:
+    """Returns whether two tensors differ by rounding at most, beside numbers of this size."""
+    difference = (found.detach().double() - wanted.detach().double()).abs()
+    return not difference.numel() or bool(difference.max() <= _NEAR * size.double() + 1e-6)
