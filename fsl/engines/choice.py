@@ -2,23 +2,26 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 
+from fsl import seeds
 from fsl.engines.low_rank_stack import LowRankStack, low_rank_pays, why_not
 from fsl.engines.one_graph import OneGraphCohort
 from fsl.engines.one_step import OneStep
 from fsl.engines.plain_plans import beyond, beyond_stacks, trainer_kind
-from fsl.engines.stack import NotStackedError, Stack
+from fsl.engines.stack import NotStackedError, Stack, StackPool
 from fsl.engines.stack_trial import trial
 from fsl.engines.stacked_cohort import StackedCohort
 from fsl.engines.weight_stack import WeightStack
 from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.round.batches import plan_batches
+from fsl.round.kept_states import load_private
 from fsl.round.node import by_the_loop
 from fsl.round.workload import Worker
 from fsl.segments.learner import SegmentRuntime
@@ -49,7 +52,7 @@ class Engines:
     def __init__(self, name: EngineName):
         self.name = name
         self._said: set[str] = set()
-        self._stacks: dict[tuple[int, str, str], Stack | str] = {}  # or why there is none
+        self._pools: dict[tuple[int, str, str], StackPool | str] = {}  # or why there is none
         self._fastest: dict[str, str] = {}
         self._seconds: dict[str, dict[str, list[float]]] = {}
 
@@ -70,7 +73,7 @@ class Engines:
             reason, make = self._stacking(name, task, plan, worker, states)
             if make is not None:
                 try:
-                    return name, make().run()
+                    return name, make()
                 except NotStackedError as error:
                     reason = str(error)
         if reason is not None and name != "fused":
@@ -88,46 +91,72 @@ class Engines:
 
     def _stacking(
         self, name: str, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]
-    ) -> tuple[str | None, Callable[[], StackedCohort] | None]:
+    ) -> tuple[str | None, Callable[[], CohortResult] | None]:
         """Returns why a cohort cannot be trained in stacks, or what makes the one that does so."""
         kind = trainer_kind(plan, worker)
         if kind not in (Replicated, Pooled):
             return f"the strategy's edge trains by {plan.trainer.target if plan.trainer else None}", None
         if reason := beyond_stacks(plan, worker):
             return reason, None
-        longest = max((worker.workload.partition.size(one.device), one.device) for one in task.devices)[1]
-        rows = worker.workload.partition.indices(longest)
-        batches = plan_batches(rows, plan, longest, worker.skip_single).rows
-        sizes = [len(batch) for batch in batches]
+        sizes = self._sizes(task, plan, worker)
         if name == "pooled" and len(sizes) != 1:
-            return f"devices make {len(sizes)} steps a round, and each step but the first needs weights of its own", None
+            return (
+                f"devices make {len(sizes)} steps a round, and each step but the first needs weights of its own",
+                None,
+            )
         if name == "pooled" and plan.fronts != "averaged":
             return f"fronts are {plan.fronts}, and devices that step together have no weights of their own", None
         if not sizes:
             return "a device has no batch", None
         segments = ("front", "back") if kind is Replicated else ("front",)
-        stacks: dict[str, Stack] = {}
-        inputs = worker.workload.data.train.batch(batches[0][:4].repeat(2))[0].to(worker.accelerator)
+        pools: dict[str, StackPool] = {}
         recipe = OptimizerRecipe(plan.optimizer, worker.workload.allowed)
+        inputs = self._inputs(worker)
         for segment in segments:
             runtime = worker.segments[segment]
             form = self._form(name, runtime, plan, sizes)
             key = id(worker), segment, f"{form} {plan.optimizer.text}"
-            if key not in self._stacks:
-                stack = _made(form, runtime, recipe)
-                rate = plan.learning_rates[segment] or 0.1
-                wrong, _ = trial(stack, runtime, recipe, states[segment], inputs, rate)
-                self._stacks[key] = wrong or stack
-            found = self._stacks[key]
+            start = _start(task, worker, states, segment)
+            if key not in self._pools:
+                pool = StackPool(partial(_made, form, runtime, recipe))
+                wrong = trial(pool, runtime, recipe, start, inputs, plan.learning_rates[segment] or 0.1)
+                self._pools[key] = wrong or pool
+            found = self._pools[key]
             if isinstance(found, str):
                 return found, None
-            stacks[segment] = found
+            pools[segment] = found
             if segment != segments[-1]:
-                with torch.no_grad():
-                    inputs = _outputs(runtime, states[segment], inputs)
-        even = any(isinstance(stack, WeightStack) for stack in stacks.values())
-        width = _width(worker, segments, stacks)
-        return None, lambda: StackedCohort(task, plan, worker, states, stacks.__getitem__, width, even)
+                inputs = _outputs(runtime, start, inputs)
+        return None, partial(self._cohort, task, plan, worker, states, pools)
+
+    def _cohort(
+        self,
+        task: CohortTask,
+        plan: RoundPlan,
+        worker: Worker,
+        states: Mapping[str, State],
+        pools: Mapping[str, StackPool],
+    ) -> CohortResult:
+        for pool in pools.values():
+            pool.free()
+        even = any(pool.example.even for pool in pools.values())
+        width = partial(_width, [pool.example for pool in pools.values()])
+        return StackedCohort(task, plan, worker, states, lambda name: pools[name].borrow(), width, even).run()
+
+    def _sizes(self, task: CohortTask, plan: RoundPlan, worker: Worker) -> list[int]:
+        """Returns the batch sizes of the device with most samples."""
+        longest = max((worker.workload.partition.size(one.device), one.device) for one in task.devices)[1]
+        rows = worker.workload.partition.indices(longest)
+        return [len(batch) for batch in plan_batches(rows, plan, longest, worker.skip_single).rows]
+
+    def _inputs(self, worker: Worker) -> torch.Tensor:
+        """Returns four rows for each of two devices, all of them different where there are so many."""
+        train = worker.workload.data.train
+        draw = torch.Generator().manual_seed(0)
+        rows = torch.randperm(len(train), generator=draw)
+        with seeds.left_as_found(), seeds.pythons_generators(0):  # a data set may draw its items at random
+            inputs: torch.Tensor = train.batch(rows[torch.arange(8) % len(rows)])[0]
+        return inputs.to(worker.accelerator)
 
     def _form(self, name: str, runtime: SegmentRuntime, plan: RoundPlan, sizes: list[int]) -> str:
         if name == "pooled":
@@ -137,9 +166,7 @@ class Engines:
 
     # auto: what is fastest here.
 
-    def _measured(
-        self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]
-    ) -> CohortResult:
+    def _measured(self, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]) -> CohortResult:
         """Train by the fastest engine; while that is not known, let each train a part of the devices, or a round."""
         kind = f"{plan.trainer} {plan.device.target} {plan.batch_size} {plan.local_epochs}"
         if (fastest := self._fastest.get(kind)) is not None:
@@ -203,6 +230,15 @@ def _joined(results: list[CohortResult]) -> CohortResult:
     return CohortResult(totals=totals, reports=tuple(reports), counts=counts, lost=lost)
 
 
+def _start(task: CohortTask, worker: Worker, states: Mapping[str, State], segment: str) -> State:
+    """Returns a state at which a device of a cohort begins: that of all, or the first device's own."""
+    if segment in states:
+        return states[segment]
+    own = load_private(worker, segment, task.devices[0])
+    assert own is not None  # the cloud sends a segment that a device does not have
+    return own
+
+
 def _made(form: str, runtime: SegmentRuntime, recipe: OptimizerRecipe) -> Stack:
     if form == "one step":
         return OneStep(runtime, recipe.spec)
@@ -211,21 +247,11 @@ def _made(form: str, runtime: SegmentRuntime, recipe: OptimizerRecipe) -> Stack:
 
 def _outputs(runtime: SegmentRuntime, state: State, inputs: torch.Tensor) -> torch.Tensor:
     runtime.hold(state)
-    found: torch.Tensor = runtime.module(inputs.clone())
-    return found.detach()
+    with torch.no_grad(), seeds.left_as_found():
+        found: torch.Tensor = runtime.module(inputs.clone())
+    return found
 
 
-def _width(worker: Worker, segments: tuple[str, ...], stacks: Mapping[str, Stack]) -> Callable[[int], int]:
-    """Returns, for the rows that are kept of a device, how many devices a stack may have at most."""
-
-    def width(rows: int) -> int:
-        each = 0
-        for name in segments:
-            layout, stack = worker.segments[name].layout, stacks[name]
-            if isinstance(stack, LowRankStack):
-                each += 4 * rows * stack.features
-            elif isinstance(stack, WeightStack):
-                each += 3 * layout.bytes  # weights, gradients, what an optimizer keeps
-        return max(8, min(256, _STACK_BYTES // max(1, each)))
-
-    return width
+def _width(stacks: Sequence[Stack], rows: int) -> int:
+    """Returns how many devices a stack may have at most, of which so many rows are kept."""
+    return max(8, min(256, _STACK_BYTES // max(1, sum(stack.bytes_of(rows) for stack in stacks))))

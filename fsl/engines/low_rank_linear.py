@@ -28,6 +28,7 @@ class LowRankLinear(nn.Module):
         self._inputs = self._gradients = torch.empty(0, 0, 0)  # (D, rows of all steps, in), (D, ..., out)
         self._steps: list[int] = []  # rows of a device in each step done
         self._now = 0  # the same in the present step
+        self._ended: list[tuple[int, float, Tensor]] = []  # first device that had no more steps; start, counts then
 
     def begin(self, weight: Tensor, bias: Tensor | None, history: SgdHistory, devices: int, rows: int) -> None:
         """Start a round of so many devices at these weights; `rows`: of a device in all its steps.
@@ -36,7 +37,7 @@ class LowRankLinear(nn.Module):
         """
         self._start, self._start_bias, self._history = weight, bias, history
         self._devices = self._live = devices
-        self._steps, self._now = [], 0
+        self._steps, self._now, self._ended = [], 0, []
         if self._anchor.device != weight.device:
             self._anchor = torch.zeros((), requires_grad=True, device=weight.device)
         shape = self._inputs.shape
@@ -99,28 +100,33 @@ class LowRankLinear(nn.Module):
 
     def stepped(self, live: int) -> None:
         """Take the present step for one of the past; `live` of the devices, the first, have another one."""
-        if live < self._live:  # what an earlier round left in the others' place counts for nothing
-            done = self._done + self._now
+        self._steps.append(self._now)
+        if live < self._live:
+            done = self._done  # what an earlier round left behind it, in the place of the others, counts for nothing
             self._inputs[live : self._live, done:] = 0.0
             self._gradients[live : self._live, done:] = 0.0
-        self._steps.append(self._now)
+            self._ended.append((live, self._history.start, self._counts()))
         self._live = live
 
     def change(self, shares: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns, of weight and bias, the sum over devices of share (D,) times what its history counts.
-
-        Where shares add up to 1, and devices began alike, the mean weight is `start` * W_0 less that.
-        """
-        scaled = self._gradients[:, : self._done] * (shares[:, None] * self._counts())[..., None]
+        """Returns, of weight and bias, the sum over devices of share (D,) times what its history counts."""
+        counts = (shares[:, None] * self._all_counts()[1].double()).to(self._gradients)
+        scaled = self._gradients[:, : self._done] * counts[..., None]
         inputs = self._inputs[:, : self._done].reshape(-1, self.ins)
         return scaled.reshape(-1, self.outs).t() @ inputs, scaled.sum((0, 1)) if self.biased else None
 
+    def starts(self) -> Tensor:
+        """Returns what the weights at the beginning count in each device's weights now, (D,) in float64."""
+        return self._all_counts()[0]
+
     def finish(self, weight: Tensor, bias: Tensor | None) -> None:
         """Turn each device's weights at the beginning, (D, out, in) and (D, out), into those now, in place."""
-        scaled = self._gradients[:, : self._done] * self._counts()[:, None]
-        weight.baddbmm_(scaled.transpose(1, 2), self._inputs[:, : self._done], beta=self._history.start, alpha=-1.0)
+        starts, counts = self._all_counts()
+        scaled = self._gradients[:, : self._done] * counts[..., None]
+        weight.mul_(starts.to(weight)[:, None, None])
+        weight.baddbmm_(scaled.transpose(1, 2), self._inputs[:, : self._done], alpha=-1.0)
         if bias is not None:
-            bias.mul_(self._history.start).sub_(scaled.sum(1))
+            bias.mul_(starts.to(bias)[:, None]).sub_(scaled.sum(1))
 
     def sound(self) -> Tensor:
         """Returns, by device (D,), whether all that it trained with is finite."""
@@ -132,8 +138,18 @@ class LowRankLinear(nn.Module):
         self._gradients[devices] = 0.0
         self._inputs[devices] = 0.0
 
+    def _all_counts(self) -> tuple[Tensor, Tensor]:
+        """Returns by device what the beginning counts (D,), in float64, and each row of the past (D, rows)."""
+        starts = torch.full((self._devices,), self._history.start, dtype=torch.float64, device=self._inputs.device)
+        counts = self._counts().repeat(self._devices, 1)
+        last = self._devices
+        for first, start, own in self._ended:
+            starts[first:last], counts[first:last, : len(own)] = start, own
+            last = first
+        return starts, counts
+
     def _counts(self) -> Tensor:
-        """Returns what each row of the past counts, (rows,)."""
+        """Returns what each row of the past counts now, (rows,)."""
         counts = [count for count, rows in zip(self._history.counts, self._steps, strict=True) for _ in range(rows)]
         return torch.tensor(counts, dtype=self._inputs.dtype, device=self._inputs.device)
 

@@ -32,10 +32,9 @@ class LowRankStack(Stack):
             parent, _, child = name.rpartition(".")
             setattr(self._module.get_submodule(parent), child, layer)
 
-    @property
-    def features(self) -> int:
-        """Returns the numbers that it keeps of a device's row."""
-        return sum(layer.ins + layer.outs for layer in self._layers.values())
+    def bytes_of(self, rows: int) -> int:
+        """Returns the bytes of what its layers keep of a device's rows."""
+        return 4 * rows * sum(layer.ins + layer.outs for layer in self._layers.values())
 
     def begin(self, starts: Starts, learning_rate: float, rows: int) -> None:
         """Start a round; no copy of the weights is made."""
@@ -70,15 +69,15 @@ class LowRankStack(Stack):
         if self._starts.shared is None:
             rows = self.states()
             return State({dtype: shares.double() @ flat.double() for dtype, flat in rows.items()})
-        total = float(shares.double().sum())
-        mean = State({dtype: flat.double() * total for dtype, flat in self._starts.shared.flats.items()})
+        counted = float((shares * next(iter(self._layers.values())).starts()).sum())
+        mean = State({dtype: flat.double() * counted for dtype, flat in self._starts.shared.flats.items()})
         views = stacked_views(self._layout, mean.flats)
         for name, layer in self._layers.items():
             weight, bias = _of(views, name)
             less, less_bias = layer.change(shares)
-            weight.mul_(self._history.start).sub_(less)
+            weight.sub_(less)
             if bias is not None and less_bias is not None:
-                bias.mul_(self._history.start).sub_(less_bias)
+                bias.sub_(less_bias)
         return mean
 
     def states(self) -> dict[torch.dtype, Tensor]:

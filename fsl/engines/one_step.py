@@ -24,6 +24,10 @@ class OneStep(Stack):
         self._module = runtime.copied()
         self._names = [field.name for field in self._layout.fields]
 
+    def bytes_of(self, rows: int) -> int:
+        """Returns none: devices have nothing of their own."""
+        return 0
+
     def begin(self, starts: Starts, learning_rate: float, rows: int) -> None:
         """Start a round at one state."""
         if starts.shared is None:
@@ -31,6 +35,7 @@ class OneStep(Stack):
         history = SgdHistory.of(self._optimizer)
         assert history is not None
         self._history, self._start, self._rate = history, starts.shared, learning_rate
+        self._devices = starts.devices
         self._replica = Replica(self._layout, next(iter(starts.shared.flats.values())).device)
         self._replica.load(starts.shared)
 
@@ -48,7 +53,8 @@ class OneStep(Stack):
 
     def sound(self) -> Tensor:
         """Returns whether the gradient is finite, for all alike."""
-        return torch.tensor(all(bool(p.grad.isfinite().all()) for p in self._replica.parameters if p.grad is not None))
+        whole = all(bool(p.grad.isfinite().all()) for p in self._replica.parameters if p.grad is not None)
+        return torch.full((self._devices,), whole)
 
     def mean(self, shares: Tensor) -> State:
         """Returns the weighted mean of the devices' states; their losses must have been weighed by these shares."""

@@ -24,7 +24,7 @@ def beyond(task: CohortTask, plan: RoundPlan, worker: Worker) -> str | None:
         return f"the segments {', '.join(sorted(segments))} are more than a front and a back"
     if plan.device.locate(worker.workload.allowed, Device) is not Device:
         return f"the strategy has a device of its own, {plan.device.target}"
-    if worker.cuts and len({one.cut for one in task.devices}) > 1 or worker.workload.cuts:
+    if (worker.cuts and len({one.cut for one in task.devices}) > 1) or worker.workload.cuts:
         return "devices are cut at different places"
     if any(segment.labelled or segment.borrows for segment in worker.segments.values()):
         return "early exits or tied weights tie a segment to the other's step"
@@ -47,6 +47,8 @@ def beyond_stacks(plan: RoundPlan, worker: Worker) -> str | None:
         return "optimizer.reset=false keeps an optimizer for each device"
     if control.clip_norms or control.accumulate != 1 or control.pace is not None or control.precision != "float32":
         return "training.clip_norm, accumulate, a learning rate by step and precision go by one device's step"
+    if any(segment.layout.frozen.tensors for segment in worker.segments.values()):
+        return "the model has frozen parameters, which all devices share"
     if not isinstance(worker.workload.data.train.blank(1), Tensor):
         return "inputs are several tensors"
     return None

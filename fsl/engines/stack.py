@@ -1,7 +1,7 @@
 """What a stack is: one segment of several devices, each with weights of its own, run as one batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ class Stack(ABC):
     """
 
     one_step: bool = False
+    even: bool = False  # whether all devices must have R rows of their own, since the segment may look across them
+
+    @abstractmethod
+    def bytes_of(self, rows: int) -> int:
+        """Returns the bytes that it keeps of a device with so many rows in its round."""
 
     @abstractmethod
     def begin(self, starts: "Starts", learning_rate: float, rows: int) -> None:
@@ -36,11 +41,35 @@ class Stack(ABC):
 
     @abstractmethod
     def mean(self, shares: Tensor) -> State:
-        """Returns the sum over devices of share (D,) times their weights, in float64; a share of 0 leaves one out."""
+        """Returns the sum over devices of share (D,), float64, times their weights, in float64; a share of 0 leaves one out."""
 
     @abstractmethod
     def states(self) -> dict[torch.dtype, Tensor]:
         """Returns every device's packed weights (D, size), by dtype."""
+
+
+class StackPool:
+    """Stacks of one segment: each is lent to one group of devices at a time, and used again in the next round."""
+
+    def __init__(self, make: Callable[[], Stack]):
+        self._make = make
+        self._idle = [make()]
+        self._lent: list[Stack] = []
+
+    @property
+    def example(self) -> Stack:
+        """Returns one of them."""
+        return (self._idle or self._lent)[0]
+
+    def borrow(self) -> Stack:
+        """Lend a stack."""
+        self._lent.append(self._idle.pop() if self._idle else self._make())
+        return self._lent[-1]
+
+    def free(self) -> None:
+        """Take back all that is lent: a round is over."""
+        self._idle += self._lent
+        self._lent = []
 
 
 class NotStackedError(Exception):

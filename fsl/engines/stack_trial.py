@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fsl import seeds
-from fsl.engines.stack import Stack, Starts
+from fsl.engines.stack import StackPool, Starts
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe, set_learning_rate
 from fsl.segments.states import State
@@ -16,39 +16,40 @@ _NEAR = 1e-3  # of the largest change, which leaves room for a rectifier that ro
 
 
 def trial(
-    stack: Stack, runtime: SegmentRuntime, recipe: OptimizerRecipe, start: State, inputs: Tensor, rate: float
-) -> tuple[str | None, Tensor]:
-    """Train two devices by the stack, and by themselves; returns why they differ, and the first step's outputs.
+    pool: StackPool, runtime: SegmentRuntime, recipe: OptimizerRecipe, start: State, inputs: Tensor, rate: float
+) -> str | None:
+    """Train two devices by a stack, and by themselves; returns why they differ.
 
     `inputs` (2 * R, ...): each device's rows, the same in all steps. What is compared is the outputs and the change of
     the mean weights, under gradients at the outputs that are drawn at random. None: they do not differ.
     """
-    steps, shares = 1 if stack.one_step else 3, torch.tensor([0.25, 0.75], device=runtime.accelerator)
+    stack = pool.example
+    steps, shares = 1 if stack.one_step else 3, torch.tensor([0.25, 0.75], dtype=torch.float64)
     with seeds.left_as_found(), seeds.DEFAULT_GENERATOR:
         seeds.reseed(0, runtime.accelerator)
         alone = [_Alone(runtime, recipe, start, rate) for _ in range(2)]
         generator = torch.Generator().manual_seed(1)
         try:
             stack.begin(Starts(2, shared=start), rate, steps * (len(inputs) // 2))
-            first = None
             for number in range(steps):
                 together = stack.forward(inputs.clone())
-                first = together.detach() if first is None else first
                 apart = torch.cat([one.forward(rows.clone()) for one, rows in zip(alone, inputs.chunk(2))])
                 if together.shape != apart.shape or not near(together, apart, apart.detach().abs().max()):
-                    return f"the {runtime.name} computes rows of several devices otherwise than those of one", first
+                    return f"the {runtime.name} computes rows of several devices otherwise than those of one"
                 gradient = torch.randn(apart.shape, generator=generator).to(apart) / len(apart)
                 apart.backward(gradient)
                 if stack.one_step:
-                    gradient *= shares.repeat_interleave(len(gradient) // 2).view(-1, *[1] * (gradient.dim() - 1))
+                    gradient *= (
+                        shares.to(gradient).repeat_interleave(len(gradient) // 2).view(-1, *[1] * (gradient.dim() - 1))
+                    )
                 together.backward(gradient)
                 stack.step(2 if number + 1 < steps else 0)
                 for one in alone:
                     one.step()
-            mean = stack.mean(shares)
+            mean = stack.mean(shares.to(runtime.accelerator))
         except Exception as error:  # of torch or of the model: whatever it is, the loop trains it
             said = str(error).splitlines()[0][:120] if str(error) else ""
-            return f"the {runtime.name} cannot be stacked ({type(error).__name__}: {said})", inputs
+            return f"the {runtime.name} cannot be stacked ({type(error).__name__}: {said})"
     trained = [one.state().flats for one in alone]
     for dtype, flat in mean.flats.items():
         if not dtype.is_floating_point or not flat.numel():
@@ -56,9 +57,8 @@ def trial(
         wanted = sum(share * one[dtype].double() for share, one in zip(shares.tolist(), trained))
         change = (wanted - start.flats[dtype]).abs().max()
         if not near(flat, wanted, change):
-            return f"the {runtime.name} steps several devices otherwise than one", inputs
-    assert first is not None
-    return None, first
+            return f"the {runtime.name} steps several devices otherwise than one"
+    return None
 
 
 class _Alone:

@@ -38,12 +38,12 @@ class JoinedBatch:
         return [one[:size] for one, size in zip(apart.unbind(), self.sizes)]
 
     def shares(self) -> Tensor:
-        """Returns what each row counts in its device's mean, (live * R,) in float32."""
+        """Returns what each row counts in its device's mean, (live * R,) in float64."""
         if self.even:
-            return torch.full((len(self.targets),), 1 / self.rows)
+            return torch.full((len(self.targets),), 1 / self.rows, dtype=torch.float64)
         sizes = torch.tensor(self.sizes)
         own = torch.arange(self.rows) < sizes[:, None]
-        return (own / sizes[:, None]).flatten()
+        return (own.double() / sizes[:, None]).flatten()
 
 
 class StackedBatches:

@@ -12,12 +12,12 @@ from fsl.engines.stacked_batches import JoinedBatch, StackedBatches
 from fsl.engines.step_bytes import StepBytes
 from fsl.errors import LostError
 from fsl.messages.reports import CohortResult, DeviceReport
-from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan
+from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.objective import Objective
 from fsl.round.batches import plan_batches
 from fsl.round.cohort import StepWatcher, stepping
 from fsl.round.edge_side import EdgeSide
-from fsl.round.kept_states import load_private, new_total
+from fsl.round.kept_states import load_private
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.finite import REFUSED
@@ -232,7 +232,7 @@ class StackedCohort:
         if not stack.one_step:
             return None
         samples = torch.tensor([self._samples(device) for device in devices], dtype=torch.float64)
-        return (samples / samples.sum()).float()
+        return samples / samples.sum()
 
     def _samples(self, device: int) -> int:
         return self.worker.workload.partition.size(device)
@@ -266,7 +266,7 @@ class StackedCohort:
                 self._store(name, devices, stack)
                 continue
             total = WeightedSum(self.worker.segments[name].layout)
-            total.add(stack.mean(shares.float().to(self.worker.accelerator)), float(sum(samples)))
+            total.add(stack.mean(shares.to(self.worker.accelerator)), float(sum(samples)))
             merge_totals(self._totals, {name: total})
 
     def _store(self, segment: str, devices: Sequence[int], stack: Stack) -> None:

@@ -20,11 +20,17 @@ class WeightStack(Stack):
     The optimizer must step each element by its own gradient and history, as torch's do that `plain_plans` names.
     """
 
+    even = True
+
     def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
         self._layout = runtime.layout
         self._recipe = recipe
         self._module = runtime.copied()
         self._run = torch.func.vmap(self._one)
+
+    def bytes_of(self, rows: int) -> int:
+        """Returns the bytes of a device's weights, their gradients, and what an optimizer keeps, whatever the rows."""
+        return 3 * self._layout.bytes
 
     def begin(self, starts: Starts, learning_rate: float, rows: int) -> None:
         """Start a round with a copy of the weights for each device."""
