@@ -33,6 +33,7 @@ FLOORS = (
     ("messages",),
     ("flower",),
     ("settings", "round"),
+    ("engines",),
     ("costs", "wire", "wire.steps", "wire.edge", "wire.device", "wire.line"),
     ("export",),
     ("inference",),

@@ -13,8 +13,8 @@ class LowRankLinear(nn.Module):
 
     After steps of SGD a device's weights are those at the beginning, W_0 (out, in), less what each step's gradient
     counts, and that gradient is g_s^T x_s of the step's few inputs x_s (R, in) and gradients at the outputs g_s
-    (R, out). So x W^T = x W_0^T - sum over s of count_s * (x x_s^T) g_s: a product with W_0 over the rows of all devices,
-    and a small one per device. The sum of all devices' weights is one product as well (`change`).
+    (R, out). So x W^T = x W_0^T - sum over s of count_s * (x x_s^T) g_s: a product with W_0 over the rows of all
+    devices, and small ones for each. The sum of all devices' weights is one product as well (`change`).
     """
 
     def __init__(self, linear: nn.Linear):

@@ -1,6 +1,6 @@
 """A stack of linear layers under SGD, whose devices' weights nobody forms: the fastest for few steps on few rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,7 @@ def _linears(module: nn.Module) -> dict[str, nn.Linear]:
     return {name: part for name, part in module.named_modules() if type(part) is nn.Linear}
 
 
-def stacked_views(layout: Layout, flats: "dict[torch.dtype, Tensor]") -> dict[str, Tensor]:
+def stacked_views(layout: Layout, flats: Mapping[torch.dtype, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors of packed states, (size,) or (D, size), by name: views (...) or (D, ...)."""
     found = {}
     for field in layout.fields:

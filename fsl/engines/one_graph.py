@@ -86,7 +86,7 @@ def plain_sgd(optimizer: Spec, control: StepControl) -> bool:
 
 
 def _step_plainly(parameters: Sequence[tuple[nn.Parameter, Tensor, float]]) -> None:
-    """Step all parameters of both segments as `torch.optim.SGD` does, to the bit, without its calls for each segment."""
+    """Step both segments as `torch.optim.SGD` does, to the bit, without its calls for each of them."""
     for parameter, values, less_rate in parameters:
         if parameter.grad is not None:
             values.add_(parameter.grad, alpha=less_rate)

@@ -1,4 +1,4 @@
-"""SGD's weights as a sum over past gradients: what each of them counts, in numbers that all devices of a stack share."""
+"""SGD's weights as a sum over past gradients: what each of them counts, the same for all devices of a stack."""
 
 from dataclasses import dataclass, field
 

@@ -41,7 +41,10 @@ class Stack(ABC):
 
     @abstractmethod
     def mean(self, shares: Tensor) -> State:
-        """Returns the sum over devices of share (D,), float64, times their weights, in float64; a share of 0 leaves one out."""
+        """Returns the sum over devices of share times weights, in float64; a share of 0 leaves one out.
+
+        `shares`: (D,), in float64.
+        """
 
     @abstractmethod
     def states(self) -> dict[torch.dtype, Tensor]:

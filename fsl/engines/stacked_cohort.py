@@ -29,7 +29,7 @@ StackOf = Callable[[str], Stack]  # makes a stack of the segment of this name
 
 
 @dataclass
-class _Account:
+class _Tally:
     """What is noted of one device's round."""
 
     steps: int = 0
@@ -66,7 +66,7 @@ class StackedCohort:
             device: plan_batches(worker.workload.partition.indices(device), plan, device, worker.skip_single)
             for device in sorted(self._tasks)
         }
-        self._accounts = {device: _Account() for device in self._batches}
+        self._tallies = {device: _Tally() for device in self._batches}
         self._bytes = StepBytes()
         self._counts: Counter[str] = Counter()
         self._totals: dict[str, Total] = {}
@@ -218,13 +218,13 @@ class StackedCohort:
         for device, values, targets, mean in zip(devices, batch.own(smashed), batch.own(batch.targets), means):
             if mean is None:
                 continue
-            account, sent = self._accounts[device], self._bytes.of(values, targets)
-            account.steps += 1
-            account.examples += len(targets)
-            account.losses.append(mean)
-            account.weights.append(objective.weight(targets))
-            account.up += sent.up
-            account.down += sent.down
+            tally, sent = self._tallies[device], self._bytes.of(values, targets)
+            tally.steps += 1
+            tally.examples += len(targets)
+            tally.losses.append(mean)
+            tally.weights.append(objective.weight(targets))
+            tally.up += sent.up
+            tally.down += sent.down
             self._counts["smashed_bytes"] += sent.values
 
     def _weights(self, stack: Stack, devices: Sequence[int]) -> Tensor | None:
@@ -250,7 +250,7 @@ class StackedCohort:
         for place, device in enumerate(devices):
             if device in self.lost:
                 continue
-            losses = self._accounts[device].losses
+            losses = self._tallies[device].losses
             if limit is not None and losses and not float(torch.stack(losses).max()) <= limit:
                 self._lose(device, REFUSED)
             elif bad := next((name for name, whole in sound.items() if not whole[place]), None):
@@ -278,19 +278,19 @@ class StackedCohort:
                 self.worker.store.save(f"{segment}s/{device}", self.plan.round, tensors, (task.version, task.saved))
 
     def _report(self, device: int) -> DeviceReport:
-        account = self._accounts[device]
-        losses = torch.stack(account.losses).tolist() if account.losses else []
+        tally = self._tallies[device]
+        losses = torch.stack(tally.losses).tolist() if tally.losses else []
         private = self.plan.fronts == "private"
         return DeviceReport(
             device=device,
             samples=self._samples(device),
-            examples=account.examples,
-            steps=account.steps,
+            examples=tally.examples,
+            steps=tally.steps,
             skipped=self._batches[device].skipped,
-            loss_sum=sum(loss * weight for loss, weight in zip(losses, account.weights, strict=True)),
-            loss_weight=sum(account.weights),
-            up_bytes=account.up,
-            down_bytes=account.down,
+            loss_sum=sum(loss * weight for loss, weight in zip(losses, tally.weights, strict=True)),
+            loss_weight=sum(tally.weights),
+            up_bytes=tally.up,
+            down_bytes=tally.down,
             model_bytes=0 if private else 2 * self.worker.segments["front"].layout.bytes,
         )
 

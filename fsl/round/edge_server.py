@@ -243,7 +243,13 @@ class EdgeServer:
         return found
 
     def note_steps(
-        self, device: int, losses: Sequence[Tensor], batches: Sequence[Batch], up_bytes: int, down_bytes: int, values: int
+        self,
+        device: int,
+        losses: Sequence[Tensor],
+        batches: Sequence[Batch],
+        up_bytes: int,
+        down_bytes: int,
+        values: int,
     ) -> None:
         """Count steps of a device that were computed beside it, without messages, as if they had come and gone.
 

@@ -24,7 +24,6 @@ from fsl.round.workload import Worker, Workload
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum, merge_totals
 
-
 TrainCohort = Callable[[CohortTask, RoundPlan, Worker, Mapping[str, State]], CohortResult]
 
 

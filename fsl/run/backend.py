@@ -10,7 +10,7 @@ import torch
 from flwr.serverapp import Grid
 
 from fsl.argument_types import checks_types
-from fsl.engines import ENGINES, EngineName
+from fsl.engines import ENGINES, TO_THE_BIT, EngineName
 from fsl.errors import ConfigError
 from fsl.flower.inline_grid import InlineGrid
 from fsl.round.workload import Workload
@@ -23,9 +23,10 @@ from fsl.settings.placement import Placement
 class Backend:
     """Where a simulation runs: in this process ("inline") or on Ray actors ("ray"), one per node.
 
-    `engine`: what trains a cohort, as `fsl.engines.Engines` says: "fused" and "loop" agree to the bit, "stacked", "pooled"
-    and "auto", which measures, but for rounding. `threads`: torch threads of every process; one thread and two do not agree to the bit. `accelerator`: "cpu", or
-    "cuda". `cpus`, `gpus`: a Ray node's share. `address`: a running Ray cluster ("auto", or host:port).
+    `engine`: what trains a cohort, as `fsl.engines.Engines` says: "loop" and "fused" agree to the bit, with "stacked",
+    "pooled" and "auto", which measures, but for rounding. `threads`: torch threads of every process; one thread and two
+    do not agree to the bit. `accelerator`: "cpu", or "cuda". `cpus`, `gpus`: a Ray node's share. `address`: a running
+    Ray cluster ("auto", or host:port).
     `start_timeout`, `round_timeout`: seconds until every Ray node must be up, and until it counts as dead in a round.
     """
 
@@ -60,6 +61,10 @@ class Backend:
             raise ConfigError(f"backend.accelerator={self.accelerator!r}: allowed are cpu, cuda, cuda:<index>")
         if kind == "cuda" and self.name == "inline" and not torch.cuda.is_available():
             raise ConfigError(f"backend.accelerator={self.accelerator}: torch sees no CUDA device here; use cpu")
+
+    def identity(self) -> dict[str, str]:
+        """Returns the settings by which a run's bits depend on where it runs, beside threads and accelerator."""
+        return {} if self.engine in TO_THE_BIT else {"backend.engine": self.engine}
 
     @property
     def placement(self) -> Placement | None:

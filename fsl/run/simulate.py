@@ -232,7 +232,7 @@ def simulate(
     hardware, allowed = Hardware.of(hardware, options), allowed_classes(allowed, strategy, federation)
     partitioner = partitioner_of(task, strategy, partition, train_data)
     origin = Origin(
-        identity=of_given(model, task, loss, augmentation, given) | early_exits.identity(),
+        identity=of_given(model, task, loss, augmentation, given) | early_exits.identity() | backend.identity(),
         partition=f"{describe_partition(partitioner)} {training.samples_per_device}",
         init_from=None if init_from is None else _path("init_from", init_from),
         classes=train_data.classes if isinstance(train_data, TaskData) else None,

@@ -262,7 +262,14 @@ def test_a_device_that_diverges_is_lost_and_the_others_go_on(make, strategy, eng
 
 @pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=lambda s: type(s).__name__)
 def test_auto_measures_and_then_keeps_the_fastest(strategy, caplog):
-    options = {"cut": "stage1", "rounds": 5, "batch_size": 4, "devices": 40, "samples_per_device": 2}
+    options = {
+        "cut": "stage1",
+        "rounds": 5,
+        "batch_size": 4,
+        "devices": 120,
+        "samples_per_device": 8,
+        "partition": fsl.data.Resample(8),
+    }
     model, data = in_float64(mlp(), small_task())
     with caplog.at_level(logging.INFO):
         found = by("auto", strategy, model, data=data, **options)
@@ -271,5 +278,5 @@ def test_auto_measures_and_then_keeps_the_fastest(strategy, caplog):
 
 
 def test_an_engine_that_there_is_not_is_refused():
-    with pytest.raises(ConfigError, match="backend.engine='turbo': allowed are auto, loop, stacked, pooled, fused"):
+    with pytest.raises(ConfigError, match=r"backend\.engine='turbo': allowed are auto, loop, stacked, pooled, fused"):
         fsl.Backend(engine="turbo")
