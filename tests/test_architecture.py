@@ -33,7 +33,7 @@ FLOORS = (
     ("messages",),
     ("flower",),
     ("settings", "round"),
-    ("costs", "wire", "wire.steps", "wire.edge", "wire.device", "wire.line"),
+    ("costs", "spans", "wire", "wire.steps", "wire.edge", "wire.device", "wire.line"),
     ("export",),
     ("inference",),
     ("inference.profiles", "inference.lossy", "inference.exits"),
