@@ -57,6 +57,7 @@ NODE_PLACES = (
     TimedMethod(owner=EdgeServer, method="receive", kind="edge step", about=_edge),
     TimedMethod(owner=EdgeServer, method="answer", kind="edge step", about=_edge),
     TimedMethod(owner=EdgeServer, method="flush", kind="edge step", about=_edge),
+    TimedMethod(owner=WholeModelCohort, method="_step", kind="whole step"),
     TimedMethod(owner=UpperServer, method="ask", kind="step above"),
     TimedMethod(owner=Examples, method="batch", kind="batch"),
     TimedMethod(owner=SendingEnd, method="send", kind="encode"),

@@ -58,6 +58,12 @@ def test_a_summary_counts_calls(profiled):
     }
 
 
+def test_fedavgs_steps_are_whole(tmp_path):
+    run(FedAvg(), rounds=1, out=tmp_path, profile=True)
+    assert times(tmp_path)["whole step"]["calls"] == 3 * 2
+    assert "edge step" not in times(tmp_path)
+
+
 def test_a_trace_has_complete_events_and_a_process_per_node(profiled):
     events = read(profiled[1], "trace.json")["traceEvents"]
     named = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
