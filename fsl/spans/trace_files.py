@@ -1,7 +1,8 @@
 """Writes spans as a Chrome trace, and says where the time went as JSON and as a table."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,7 @@ def spans_of(recorder: SpanRecorder, start: int, parts: Path, nodes: int) -> Spa
             missing.append(node)
             continue
         times: dict[str, KindTime] = {}
-        for line in file.read_text(encoding="utf-8").splitlines():
-            part = json.loads(line)
+        for part in _whole_lines(file):
             left_out += part["left_out"]
             for kind, values in part["times"].items():
                 times.setdefault(kind, KindTime()).add(KindTime(**values))
@@ -99,6 +99,13 @@ def spans_of(recorder: SpanRecorder, start: int, parts: Path, nodes: int) -> Spa
         processes.append(ProcessTimes(f"node {node}", times))
         file.unlink()
     return Spans(start, events, left_out, processes, missing)
+
+
+def _whole_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """A node's messages, without one that it was killed in."""
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def table(process: Mapping[str, Any]) -> list[str]:
