@@ -86,9 +86,10 @@ def figure_of(found: Mapping[str, Any], path: Path) -> None:
     speeds = [row for part in parts.values() if part["better"] == "higher" for row in part["rows"]]
     curves = parts.get("curves", {}).get("rows", [])
     height = max(4.2, 1.6 + 0.36 * len(speeds))
-    figure, (left, right) = new_figures("", 2, height, 14.0)
-    _speeds(left, speeds)
-    _curves(right, curves)
+    panels = [panel for panel in ((_speeds, speeds), (_curves, curves)) if panel[1]]
+    figure, places = new_figures("", max(1, len(panels)), height, 7.0 * max(1, len(panels)))
+    for axes, (draw, rows) in zip(places, panels):
+        draw(axes, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(figure, path)
 
@@ -107,6 +108,11 @@ def _speeds(axes: "Axes", rows: Sequence[Row]) -> None:
         markersize=7,
         label="measured, and its range",
     )
+    name = "by the published structure"
+    if others := [(place, row[name]) for place, row in zip(places, rows) if row.get(name)]:
+        y, x = zip(*others)
+        told_as = "over SplitFed's published structure"
+        axes.plot(x, y, "s", color=STYLES[2].color, markerfacecolor="white", markersize=7, label=told_as)
     told = [(place, row["target"]) for place, row in zip(places, rows) if row.get("target") is not None]
     if told:
         y, x = zip(*told)
@@ -118,7 +124,7 @@ def _speeds(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.set_yticks(list(places), [row["what"] for row in rows], fontsize=8)
     axes.set_xlabel("times as fast as its floor")
     axes.set_title("Speed over loops that do the same, and over Flower's simulation", fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, frameon=False, fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=8)
 
 
 _NAMES = {
@@ -148,5 +154,4 @@ def _curves(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
     axes.yaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
     axes.yaxis.set_minor_formatter(lambda value, place: f"{value:,.0f}" if f"{value:e}"[0] in "25" else "")
-    if rows:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1, frameon=False, fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1, frameon=False, fontsize=8)

@@ -195,6 +195,7 @@ def main() -> None:
         if not there or (given.only and part.name not in given.only) or (given.quick and part.quick is None):
             continue
         found["parts"][part.name] = measured(part, given.quick)
+        found["parts"] = {one.name: found["parts"][one.name] for one in PARTS if one.name in found["parts"]}
         write_json(results, found)  # what there is, where the next one hangs
     write_page(found)
     failed = [name for name, part in found["parts"].items() if not part["rows"]]
