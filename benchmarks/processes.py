@@ -8,10 +8,13 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+
+from fsl.files import write_text
 
 Row = dict[str, object]
 WARM = 3  # calls before those that count
@@ -94,8 +97,7 @@ def show(row: Row) -> Row:
 
 def write_rows(path: str, rows: Sequence[Row]) -> None:
     """Write rows as JSON, for who collects them."""
-    with open(path, "w") as file:
-        json.dump(rows, file, indent=2)
+    write_text(Path(path), json.dumps(rows, indent=2))
 
 
 def told(rows: Iterable[Row], path: str | None) -> list[Row]:

@@ -13,11 +13,13 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -136,26 +138,38 @@ PARTS = (
 )
 
 
-def measured(part: Part, quick: bool, more: Sequence[str] = ()) -> dict[str, Any]:
-    """Run a part, and return what it found: its rows, the seconds that it took, and how it ended."""
+def measured(part: Part, quick: bool, left: float) -> dict[str, Any]:
+    """Run a part for as long as it may, and as is `left`; returns its rows, its seconds, and how it ended."""
+    limit = min(part.limit, left)
     arguments = part.quick if quick and part.quick is not None else part.arguments
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *_paths()])}
     load, started = os.getloadavg()[0], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        command = [sys.executable, "-m", f"benchmarks.{part.module}", *arguments, *more, "--out", str(out)]
+        command = [sys.executable, "-m", f"benchmarks.{part.module}", *arguments, "--out", str(out)]
         print(f"\n== {part.title}: {' '.join(command[1:-2])}", flush=True)
-        try:
-            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=part.limit).returncode
-            ended = "ended" if not code else f"exit code {code}"
-        except subprocess.TimeoutExpired:
-            ended = f"stopped after {part.limit} s"
+        ended = run(command, environment, limit) if limit > 0 else "left out, since the time was over"
         rows = rows_of(json.loads(out.read_text())) if out.exists() else []
     if not rows and ended == "ended":
         ended = "no rows"
     seconds = round(time.perf_counter() - started, 1)
     said = asdict(part) | {"command": f"python -m benchmarks.{part.module} {' '.join(arguments)}"}
     return said | {"seconds": seconds, "load": round(load, 2), "ended": ended, "rows": rows}
+
+
+def run(command: Sequence[str], environment: Mapping[str, str], limit: float) -> str:
+    """Run a command for at most `limit` seconds, and end it with all that it has started; returns how it ended."""
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+    try:
+        code = process.wait(limit)
+        return "ended" if not code else f"exit code {code}"
+    except subprocess.TimeoutExpired:
+        return f"stopped after {limit:.0f} s"
+    finally:
+        for way in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, way)
+                process.wait(10)
 
 
 def _paths() -> list[str]:
@@ -180,6 +194,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run: the numbers say nothing")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS])
     parser.add_argument("--page", action="store_true", help="write page and figure from the results that are there")
+    parser.add_argument("--minutes", type=float, default=30.0, help="after which parts are stopped, and left out")
     given = parser.parse_args()
     results = FOLDER / "results.json"
     FOLDER.mkdir(exist_ok=True)
@@ -190,11 +205,12 @@ def main() -> None:
     before = json.loads(results.read_text()) if given.only and results.exists() else {}
     if before.get("quick") == given.quick:  # then these parts are beside the others
         found["parts"] = before["parts"]
+    end = time.monotonic() + 60 * given.minutes
     for part in PARTS:
         there = importlib.util.find_spec(f"benchmarks.{part.module}") is not None
         if not there or (given.only and part.name not in given.only) or (given.quick and part.quick is None):
             continue
-        found["parts"][part.name] = measured(part, given.quick)
+        found["parts"][part.name] = measured(part, given.quick, end - time.monotonic())
         found["parts"] = {one.name: found["parts"][one.name] for one in PARTS if one.name in found["parts"]}
         write_json(results, found)  # what there is, where the next one hangs
     write_page(found)

@@ -1,10 +1,15 @@
 """`make bench` names measures that exist; its page says what was measured, on what, and which targets were missed."""
 
+import os
+import sys
+
+import psutil
 import pytest
 
 from benchmarks import suite
 from benchmarks.machine_facts import machine_facts
 from benchmarks.measured_page import figure_of, page_of
+from fsl.deployment.processes import wait_until
 from tests.helpers.places import ROOT
 
 LATER = ("scale", "startup")  # left out where they are not there
@@ -68,3 +73,20 @@ def test_the_smoke_run_touches_no_page_of_docs(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "FOLDER", tmp_path)
     suite.write_page(result(what="a", **{"over a loop": 0.9}, range=[0.5, 2.0]) | {"quick": True})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.png", "measured.md"]
+
+
+def is_at_work(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+def test_a_part_that_takes_too_long_is_stopped_with_what_it_started(tmp_path):
+    pid = tmp_path / "pid"
+    inner = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    assert suite.run([sys.executable, "-c", outer], os.environ, 2) == "stopped after 2 s"
+    assert not pid.exists() or wait_until(lambda: not is_at_work(int(pid.read_text())), 10, 0.05)
+
+
+def test_a_part_that_fails_says_how():
+    assert suite.run([sys.executable, "-c", "raise SystemExit(3)"], os.environ, 60) == "exit code 3"
