@@ -150,6 +150,9 @@ def _curves(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.set_yscale("log")
     axes.set_xlabel("number of devices, edges or nodes")
     axes.set_ylabel("milliseconds a round")
+    low, high = (find(row["ms a round"] for row in rows) for find in (min, max))
+    if high < 10 * low:  # else small differences look large, and no number stands at the axis
+        axes.set_ylim(low / 4, high * 4)
     axes.set_title("A round as a federation grows (MLP 784-128-10)", fontsize=10)
     axes.xaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
     axes.yaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
