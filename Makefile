@@ -6,7 +6,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 # Tests start some hundred Pythons, which read compiled modules, also where an environment asks for none to be written.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-inference test fast shows lint types docs check clean
+.PHONY: demo demo-inference test fast shows lint types docs check bench clean
 
 demo: .venv/installed
 	$(BIN)/fsl-simulate
@@ -42,6 +42,10 @@ docs: .venv/installed-test
 	$(BIN)/mkdocs build --strict --quiet
 
 check: lint types docs test
+
+# What is measured, against its floors: twenty minutes on two cores with nothing beside it; QUICK=1: a smoke run of a minute.
+bench: .venv/installed-test
+	$(BIN)/python -m benchmarks.suite $(if $(QUICK),--quick)
 
 clean:
 	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.processes import Row, write_rows
 from fsl.codecs import (
     C3,
     VQ,
@@ -121,7 +122,7 @@ def medians(turns: int, pairs: Sequence[tuple[Callable[[], Tensor], ...]]) -> li
     return [[statistics.median(own) for own in times] for times in found]
 
 
-def compare(shape: Sequence[int], turns: int, only: str) -> None:
+def compare(shape: Sequence[int], turns: int, only: str) -> list[Row]:
     values = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).relu()
     ways: dict[str, Callable[[], Tensor]] = {}
     for name, codec in codecs().items():
@@ -137,8 +138,13 @@ def compare(shape: Sequence[int], turns: int, only: str) -> None:
     copy = statistics.median(copy for copy, _ in found)
     print(f"\n{tuple(shape)}: a copy of {values.nbytes / 2**20:g} MiB takes {1e3 * copy:.3f} ms")
     print("| codec | encode and decode | over the copy |\n|---|---|---|")
+    rows: list[Row] = []
     for name, (_, both) in zip(ways, found):
         print(f"| {name} | {1e3 * both:.2f} ms | {both / copy:.1f} |", flush=True)
+        target = 10.0 if name in ("int8", "binary") else None
+        row = {"what": f"{name}, {tuple(shape)}", "ms": round(1e3 * both, 3), "over a copy": round(both / copy, 1)}
+        rows.append(row | {"target": target})
+    return rows
 
 
 def by_matrix(keys: Tensor) -> Callable[[Tensor], Tensor]:
@@ -183,11 +189,13 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--only", default="", help="a part of the names of the codecs that are measured")
     parser.add_argument("--no-c3", action="store_true")
+    parser.add_argument("--out", help="also write the rows of codecs to this file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    for shape in SHAPES:
-        compare(shape, options.turns, options.only)
+    rows = [row for shape in SHAPES for row in compare(shape, options.turns, options.only)]
+    if options.out:
+        write_rows(options.out, rows)
     if options.no_c3:
         return
     print(f"\nC3, {ROWS} rows, {RATIO} of them as one: binding")

@@ -85,7 +85,7 @@ class EchoEdge:
         steps, local = "127.0.0.1:0", folder / "steps.sock"
         self._door = EdgeDoor(0, "127.0.0.1:0", certificates, journal, limits, steps=steps, local=local)
         admission = Admission(RUN, 1, 0, 1, cloud_key, {0}, IDENTITY, IDENTITY)
-        expected = Expected(torch.Size([WIDTH]), torch.float32, range(1, (8 << 10) + 1), classes=10)
+        expected = Expected(torch.zeros(2, WIDTH), range(1, (8 << 10) + 1), classes=10)
         server = EdgeServer(0, Echo(), Identity, Identity)
         edge_round = EdgeRound(server, admission, PATIENCE, expected)
         self._door.begin(admission)
@@ -275,13 +275,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=names)
     parser.add_argument("--pairs", type=int, default=7, help="alternated pairs; the median counts")
-    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--out", "--json", dest="out", help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     kinds = [names[arguments.only]] if arguments.only else ["TLS", "plain TCP", "Unix socket"]
     rows = [row for kind in kinds for row in echo(kind, arguments.pairs)]
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(rows, indent=2))
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(rows, indent=2))
     sys.exit(missed(rows))
 
 

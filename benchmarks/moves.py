@@ -18,6 +18,7 @@ from statistics import median
 
 import torch
 
+from benchmarks.processes import show, write_rows
 from benchmarks.wire import INSECURE, RUN, NodeProcess, Task, processes, write_key
 from fsl.data import IID
 from fsl.messages.node_part import EdgePart, EdgePeer, NodePart, Ticket, Visitor
@@ -113,9 +114,10 @@ class Roads:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7, help="alternated rounds of each kind; the median counts")
+    parser.add_argument("--out", help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    missed = []
+    missed, rows = [], []
     for cut in CUTS:
         with ExitStack() as stack:
             roads = Roads(MovingTask(cut, "VGG5", 1, 32, "Replicated", 20, cut), stack)
@@ -129,9 +131,11 @@ def main() -> None:
         row = {"what": f"VGG5 cut at {cut}, 20 steps of 32, a move at half", "overhead s": round(median(over), 3)}
         row |= {"range": [round(min(over), 3), round(max(over), 3)], "target": TARGET}
         row |= {f"{kind} s": round(median(values), 3) for kind, values in seconds.items()}
-        print(row | {"saved over restart": round(median(saved), 3)}, flush=True)
+        rows.append(show(row | {"saved over restart": round(median(saved), 3)}))
         if median(over) > TARGET:
             missed.append(cut)
+    if arguments.out:
+        write_rows(arguments.out, rows)
     sys.exit(f"above target: {missed}" if missed else 0)
 
 

@@ -1,16 +1,20 @@
 """Processes of a benchmark, and the rows of its report."""
 
+import json
 import multiprocessing
 import resource
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+
+from fsl.files import write_text
 
 Row = dict[str, object]
 WARM = 3  # calls before those that count
@@ -89,6 +93,21 @@ def round_(value: float) -> float:
 def show(row: Row) -> Row:
     print(row, flush=True)
     return row
+
+
+def write_rows(path: str, rows: Sequence[Row]) -> None:
+    """Write rows as JSON, for who collects them."""
+    write_text(Path(path), json.dumps(rows, indent=2))
+
+
+def told(rows: Iterable[Row], path: str | None) -> list[Row]:
+    """Print rows as they come, and write them, so that those of a benchmark which is stopped are not lost."""
+    found: list[Row] = []
+    for row in rows:
+        found.append(show(row))
+        if path:
+            write_rows(path, found)
+    return found
 
 
 def missed(rows: Sequence[Row]) -> str | int:

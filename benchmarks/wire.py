@@ -324,15 +324,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("round", "sessions"))
     parser.add_argument("--pairs", type=int, default=7, help="alternated pairs; the median counts")
-    parser.add_argument("--json", help="also write the rows to this file")
+    parser.add_argument("--out", "--json", dest="out", help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
     for name, measure in (("round", rounds), ("sessions", sessions)):
         if arguments.only in (None, name):
             rows += measure(arguments.pairs)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
+    if arguments.out:
+        with open(arguments.out, "w") as file:
             json.dump(rows, file, indent=2)
     sys.exit(missed(rows))
 

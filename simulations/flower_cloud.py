@@ -2,11 +2,12 @@
 
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from fsl.simulations.endings import failure_in_words
 from fsl.simulations.error_lines import one_line, with_choices
@@ -27,7 +28,7 @@ from fsl.deployment.local.flower_runs import NOT_AGAIN
 from fsl.deployment.node.setup import Setup
 from fsl.errors import CodeError, ConfigError, TrustError, UntrainedError
 from fsl.faults import is_fault, is_temporary
-from fsl.flower.internals import is_simulated
+from fsl.flower.internals import AppFactory, is_simulated
 from fsl.round.workload import Workload
 from fsl.run.backend import Backend
 from fsl.run.config import RunConfig, build_backend
@@ -49,8 +50,10 @@ class FlowerBackend(Backend):
         """Returns the roster of what the nodes say they host."""
         return self.roster
 
-    def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
-        """Lend Flower's own Grid, which Flower closes."""
+    def open(
+        self, workload: Workload, nodes: int, around: Callable[[AppFactory], ClientApp] | None = None
+    ) -> AbstractContextManager[Grid]:
+        """Lend Flower's own Grid, which Flower closes; its nodes' apps are not made here."""
         assert self.grid is not None
         return _given(self.grid)
 

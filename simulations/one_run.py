@@ -47,6 +47,7 @@ from fsl.run.run_folder import RunFolder
 from fsl.run.run_log import noted_in_log
 from fsl.run.simulate import simulate
 from fsl.settings.federation_settings import CloudStrategy
+from fsl.spans.trace_files import read_summary
 from fsl.trackers import TensorBoard
 
 
@@ -129,6 +130,7 @@ def _simulate(
         resume=top.resume is not None,
         name=None if top.name is None else str(top.name),
         tags=top.tags,
+        profile=top.profile,
         progress=False,
         observers=observers,
     )
@@ -155,7 +157,18 @@ def check_resume(resume: str | None) -> None:
 def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder) -> str:
     """Returns the lines that end a run: its results, and its folder."""
     names = folder.read_summary().get("metrics") or ()
-    return f"{scores(metrics, names)}\nresults: {_short(folder.path)}\nfigures: {_short(folder.figures)}"
+    lines = [scores(metrics, names), f"results: {_short(folder.path)}", f"figures: {_short(folder.figures)}"]
+    return "\n".join([*lines, *profile_lines(folder)])
+
+
+def profile_lines(folder: RunFolder) -> list[str]:
+    """Returns where the time of a profiled run went, in a few lines; none for another run."""
+    summary = folder.newest_profile()
+    if not (processes := read_summary(summary).get("processes")):
+        return []
+    most = [f"{row['kind']} {row['share']:.0%}" for row in processes[0]["kinds"][:_MOST_KINDS]]
+    said = f"{processes[0]['wall_seconds']:.3g} s: {', '.join(most)}"
+    return [f"profile: {_short(summary.parent)} ({said})"]
 
 
 def scores(metrics: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> str:
@@ -179,3 +192,6 @@ def say(line: str, code: int) -> int:
 
 def _short(path: Path) -> str:
     return os.path.relpath(path)
+
+
+_MOST_KINDS = 5  # of spans, that are told at a run's end

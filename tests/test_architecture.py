@@ -34,7 +34,7 @@ FLOORS = (
     ("flower",),
     ("settings", "round"),
     ("engines",),
-    ("costs", "wire", "wire.steps", "wire.edge", "wire.device", "wire.line"),
+    ("costs", "spans", "wire", "wire.steps", "wire.edge", "wire.device", "wire.line"),
     ("export",),
     ("inference",),
     ("inference.profiles", "inference.lossy", "inference.exits"),

@@ -39,13 +39,14 @@ class OneGraphCohort(Cohort):
         with stepping(self.plan) as at:
             for device in devices:
                 try:
-                    self._train_one(device, at)
+                    self.train_one(device, at)
                 except LostError as error:
                     lost[device.device] = lost_reason(self.plan, error.reason)
                     self.edge.lose(device.device)
         return lost
 
-    def _train_one(self, device: Device, at: StepWatcher) -> None:
+    def train_one(self, device: Device, at: StepWatcher) -> None:
+        """Run a device's steps; LostError where its work is unusable."""
         bench = device.bench
         front, (back, back_seeds) = bench.front, self._trainer.replica(device.device)
         objective, front_seeds = self._trainer.bench.objective, bench.layer_seeds

@@ -1,18 +1,20 @@
 """Where a simulation runs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fsl.argument_types import checks_types
 from fsl.engines import ENGINES, TO_THE_BIT, EngineName
 from fsl.errors import ConfigError
 from fsl.flower.inline_grid import InlineGrid
+from fsl.flower.internals import AppFactory
 from fsl.round.workload import Workload
 from fsl.run.app import workload_app
 from fsl.settings.placement import Placement
@@ -71,9 +73,16 @@ class Backend:
         """Where devices and edges are; None where any node may host them."""
         return None
 
-    def open(self, workload: Workload, nodes: int) -> AbstractContextManager[Grid]:
-        """Open a Grid of `nodes` nodes that work on this workload; closing it ends them."""
-        make_app = partial(workload_app, workload, self.engine)
+    def open(
+        self, workload: Workload, nodes: int, around: Callable[[AppFactory], ClientApp] | None = None
+    ) -> AbstractContextManager[Grid]:
+        """Open a Grid of `nodes` nodes that work on this workload; closing it ends them.
+
+        `around`: makes a node's ClientApp of what makes it otherwise, as where a run is profiled.
+        """
+        make_app: AppFactory = partial(workload_app, workload, self.engine)
+        if around is not None:
+            make_app = partial(around, make_app)
         if self.name == "inline":
             return InlineGrid(make_app, nodes)
         from fsl.flower.ray_grid import RayGrid, RayOptions  # a second to import, so only where it is used

@@ -28,6 +28,7 @@ class RunFolder:
         self.federation_config = path / "federation.yaml"
         self.fronts = path / "fronts"
         self.figures = path / "figures"
+        self.profile = path / "profile"
         self.checkpoint = path / "checkpoint"
         self.frozen_path = self.checkpoint / "frozen.safetensors"
 
@@ -47,6 +48,19 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"{self.path} cannot be made a folder ({error.strerror}); choose another") from None
+
+    def trace_path(self, first_round: int = 1) -> Path:
+        """Where the trace of a profiled run lies, or that of a part which went on with this round."""
+        return self.profile / f"trace{_from(first_round)}.json"
+
+    def profile_path(self, first_round: int = 1) -> Path:
+        """Where it says what took the time of a profiled run, or of a part which went on with this round."""
+        return self.profile / f"summary{_from(first_round)}.json"
+
+    def newest_profile(self) -> Path:
+        """The newest of these: that of a run that went on is of its last part."""
+        found = sorted(self.profile.glob("summary*.json"), key=lambda path: path.stat().st_mtime_ns)
+        return found[-1] if found else self.profile_path()
 
     def front_path(self, device: int) -> Path:
         """Where a device's private front lies, with its tail where there is one."""
@@ -122,3 +136,7 @@ class RunFolder:
                 "delete it"
             )
         return row
+
+
+def _from(first_round: int) -> str:
+    return "" if first_round == 1 else f"-from-round-{first_round}"

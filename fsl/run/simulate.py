@@ -55,6 +55,7 @@ from fsl.run.prepared import Origin, allowed_classes, checked_task, prepared
 from fsl.run.run_exits import RunExits
 from fsl.run.run_folder import RunFolder
 from fsl.run.run_identity import of_given
+from fsl.run.run_profile import profiled
 from fsl.run.vertical_check import of_parties, partitioner_of
 from fsl.selection import Selection
 from fsl.settings.early_stop import EarlyStop
@@ -76,7 +77,7 @@ class SimulateOptions(TrainingOptions, EvaluationOptions, WireOptions, HardwareO
 
 @traced_into_out
 @takes_options(Training, Evaluation, Wire, Hardware)
-@checks_types(only=("cut", "places", "resume", "progress"))
+@checks_types(only=("cut", "places", "resume", "profile", "progress"))
 def simulate(
     model: nn.Module,
     train_data: TaskData | Examples | Dataset[Any] | Sequence[Any],
@@ -111,6 +112,7 @@ def simulate(
     resume: bool = False,
     name: str | None = None,
     tags: Mapping[str, str | int | float] | None = None,
+    profile: bool = False,
     progress: bool = True,
     observers: Sequence[Observer] = (),
     **options: Unpack[SimulateOptions],
@@ -195,6 +197,7 @@ def simulate(
         resume: Go on with the run in `out`, to the bit as if it had never stopped.
         name: What reports call the run, beside its settings.
         tags: More to tell runs apart by, names to texts or numbers.
+        profile: Record where the time goes, and write it into the folder's `profile/`: a Chrome trace, and own times.
         progress: Show a bar, where stderr is a terminal.
         observers: Objects that watch the run and change nothing in it.
 
@@ -259,15 +262,16 @@ def simulate(
     )
     watching = (*([ProgressBar()] if progress else []), *seen_by)
     label = Label(name if name is None else str(name), as_tags({} if tags is None else tags))
-    with torch_threads(backend.threads), seeds.left_as_found():
+    with torch_threads(backend.threads), seeds.left_as_found(), profiled(profile, folder) as timing:
         with nullcontext() if chosen is None else told_as(chosen.written):
             workload = early_exits.put_into(workload, several=chosen is not None)
             simulation = prepared(
                 federation, strategy, workload, hardware, origin, folder, watching, label, cuts=chosen, stop=early
             )
         simulation.begin(origin.init_from, resume)
-        simulation.run(partial(backend.open, simulation.workload, nodes), backend.round_timeout)
-        result = simulation.finish(partial(early_exits.keep, workload=simulation.workload, folder=folder))
+        with timing.rounds(simulation):
+            simulation.run(timing.grid(backend, simulation.workload, nodes), backend.round_timeout)
+            result = simulation.finish(partial(early_exits.keep, workload=simulation.workload, folder=folder))
     return Run(result.metrics, result.model, result.states, folder, temporary, result.trained)
 
 

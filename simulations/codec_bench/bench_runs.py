@@ -13,6 +13,7 @@ from fsl.simulations.sweeps.trial_pool import run_in_processes
 from omegaconf import OmegaConf
 
 from fsl.errors import ConfigError
+from fsl.run.provenance import CHANGE_NO_RESULT
 from fsl.run.run_folder import RunFolder
 
 _COMPOSED = ".hydra/config.yaml"
@@ -54,7 +55,7 @@ def refuse_others(runs: Sequence[BenchRun]) -> None:
             continue
         before = plain(OmegaConf.load(run.folder / _COMPOSED))  # type: ignore[arg-type]
         now = plain(composed(run.overrides))
-        for key in sorted({*before, *now} - {"resume", "backend", "nodes", "trackers"}):
+        for key in sorted({*before, *now} - {*CHANGE_NO_RESULT}):
             if before.get(key) != now.get(key):
                 raise ConfigError(
                     f"{run.folder} has a run with another {key} ({before.get(key)}, now {now.get(key)}); give the "

@@ -8,7 +8,7 @@ from typing import Any
 from fsl.simulations.reports.measures import is_number
 
 from fsl.privacy.settings import PARTS
-from fsl.run.provenance import flat
+from fsl.run.provenance import CHANGE_NO_RESULT, flat
 
 Settings = Mapping[str, Any]
 
@@ -18,10 +18,7 @@ _NO_MATTER = (
     "rounds",
     "name",
     "tags",
-    "nodes",
-    "resume",
-    "backend",
-    "trackers",
+    *CHANGE_NO_RESULT,
     "hydra",
     "data.path",
     "data.augment",

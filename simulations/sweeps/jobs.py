@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fsl.errors import CheckpointError, ConfigError, FslError, UntrainedError
 from fsl.faults import is_fault
 from fsl.files import write_json
+from fsl.run.provenance import CHANGE_NO_RESULT
 from fsl.run.run_folder import RunFolder
 from fsl.segments.uncompiled import leave_out_compiler
 
@@ -192,7 +193,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def _refuse_other_config(sweep: Path, before: JobRecord, now: Mapping[str, Any]) -> None:
     then, now = _flat(before.config), _flat(now)
     for key in sorted({*then, *now}):
-        if key.partition(".")[0] not in ("nodes", "backend", "resume", "trackers") and then.get(key) != now.get(key):
+        if key.partition(".")[0] not in CHANGE_NO_RESULT and then.get(key) != now.get(key):
             raise _OtherConfigError(
                 before,
                 f"resume={sweep}: {before.title} there has {key}={then.get(key)!r}, now it is {now.get(key)!r}; a "

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fsl.simulations.fsl_report import command
 from fsl.simulations.reports.compare import Spread, compare
-from fsl.simulations.reports.differing_settings import labels, readable_settings
+from fsl.simulations.reports.differing_settings import extra_settings, labels, readable_settings
 from fsl.simulations.reports.page import page
 from fsl.simulations.reports.privacy_spent import privacy_csv, privacy_table
 from fsl.simulations.reports.run_records import read_runs
@@ -22,6 +22,10 @@ from tests.helpers.reported import SGLR, V1, settings, write_run
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+def test_what_changes_no_result_tells_no_runs_apart():
+    assert extra_settings({"profile": True, "nodes": 2, "model": {"cut": "pool1"}}, {}) == {"model.cut": "pool1"}
 
 
 def named(*chosen: dict) -> list[str]:

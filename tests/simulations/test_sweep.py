@@ -120,6 +120,15 @@ def test_a_finished_job_of_other_settings_is_refused(capsys):
     assert "has optimizer.lr=0.07, now it is 0.05" in capsys.readouterr().err
 
 
+def test_a_job_of_a_version_without_an_option_that_changes_no_result_goes_on():
+    assert sweep("seed=0") == 0
+    path = Path("sweep/jobs/0.json")
+    record = json.loads(path.read_text())
+    del record["config"]["profile"]
+    path.write_text(json.dumps(record))
+    assert command(["-m", "resume=sweep"]) == 0
+
+
 def test_a_full_disk_is_said_though_nothing_can_be_written(capsys, monkeypatch):
     written = files.os.replace
 

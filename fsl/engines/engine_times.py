@@ -22,7 +22,7 @@ _TIMES = 2  # of which the first warms up
 TrainBy = Callable[[str, CohortTask], CohortResult]
 
 
-class Measuring:
+class EngineTimes:
     """Knows, by kind of plan, how long a device's round takes by each engine; no work is done twice for that."""
 
     def __init__(self) -> None:
