@@ -88,12 +88,13 @@ class Algorithm:
         name = self._hook("select") if own else self._participation.name
         there = self.available(round)
         found = asked.devices_of(round, name, self.select(round), devices, none=not own) if there else []
-        absent = [device for device in found if device not in there]
+        known = there if isinstance(there, range) else set(there)
+        absent = [device for device in found if device not in known]
         if absent and not own:
             raise RunError(
                 f"round {round}: {name} chose device {absent[0]}, which is not available; choose of candidates.devices"
             )
-        return [device for device in found if device in there]
+        return [device for device in found if device in known]
 
     def edge_of(self, device: int) -> int:
         """The edge that a device is attached to."""

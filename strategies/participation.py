@@ -19,6 +19,7 @@ class Participation:
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._selection = federation.selection.copied()
+        self._there: tuple[int, Sequence[int]] | None = None  # a round, and who is there
 
     @property
     def name(self) -> str:
@@ -26,7 +27,12 @@ class Participation:
         return f"{type(self._selection).__name__}.select()"
 
     def available(self, round: int) -> Sequence[int]:
-        """Returns the devices that are there in a round, in order of id."""
+        """Returns the devices that are there in a round, in order of id; asks about each of them once a round."""
+        if self._there is None or self._there[0] != round:
+            self._there = round, self._found(round)
+        return self._there[1]
+
+    def _found(self, round: int) -> Sequence[int]:
         training, availability = self._federation.training, self._federation.availability
         if availability is None:
             return range(training.devices)
