@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Times(Observer):
     def on_start(self, info: RunInfo) -> None:
         self.clock.append((time.perf_counter(), time.process_time()))
 
-    def on_round(self, row: dict[str, Any]) -> None:
+    def on_round(self, row: Mapping[str, Any]) -> None:
         self.clock.append((time.perf_counter(), time.process_time()))
 
     def seconds(self, which: int) -> float:
@@ -88,10 +89,10 @@ def in_a_process(devices: int, strategy: str, rounds: int) -> dict[str, Any]:
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for strategy in STRATEGIES:
-        smallest: dict[str, float] = {}
+        smallest: dict[str, Any] = {}
         for devices in SIZES:
             mine = [run for run in runs if run["strategy"] == strategy and run["devices"] == devices]
-            row = {"strategy": strategy, "devices": devices}
+            row: dict[str, Any] = {"strategy": strategy, "devices": devices}
             row |= {key: statistics.median(run[key] for run in mine) for key in mine[0] if key not in row}
             smallest = smallest or row
             for key in ("seconds", "cpu_seconds"):

@@ -101,7 +101,7 @@ def _write(folder: Path, round: int, tensors: bytes, stated: dict[str, Any], ent
         write_text(folder / _PREVIOUS, (folder / _NEWEST).read_text())
     write_text(folder / _NEWEST, to_json(stated, indent=2) + "\n")
     wanted = {path.name, *(_model(r) for r in [_named_round(folder / _PREVIOUS)] if r is not None)}
-    wanted |= {_journal_of(folder / name) for name in (_NEWEST, _PREVIOUS)}
+    wanted |= {name for state in (_NEWEST, _PREVIOUS) if (name := _journal_of(folder / state)) is not None}
     for old in (*folder.glob("model.*.safetensors"), *folder.glob("generations.*.jsonl")):
         if old.name not in wanted:
             old.unlink(missing_ok=True)

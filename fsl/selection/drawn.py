@@ -33,8 +33,7 @@ class BySamples(Selection):
     def select(self, candidates: Candidates) -> Sequence[int]:
         """Returns `count` devices."""
         draw = candidates.generator("by_samples")
-        chosen = draw.choice(candidates.devices, candidates.count, replace=False, p=candidates.shares())
-        return sorted(int(device) for device in chosen)
+        return sorted(candidates.draw_by_samples(draw, candidates.count))
 
     def check(self, devices: int, devices_per_round: int | None, deadline: float | None) -> None:
         """Refuse a run in which all take part."""

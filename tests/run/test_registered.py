@@ -82,7 +82,7 @@ def run(devices, strategy="splitfed_v1", rounds=3, observers=(), partition=None,
 
 
 @pytest.mark.parametrize("strategy", ["splitfed_v1", "psl", "fedavg"])
-@pytest.mark.parametrize("selection", ["uniform", "round_robin"])
+@pytest.mark.parametrize("selection", ["uniform", "round_robin", "by_samples"])
 def test_a_round_calls_as_many_functions_for_a_million_registered_devices(strategy, selection):
     few, many = Calls(), Calls()
     run(FEW, strategy, observers=[few], selection=selection)
