@@ -115,7 +115,9 @@ def main() -> None:
     runs = []
     for turn in range(given.turns):
         for devices in SIZES if turn % 2 == 0 else reversed(SIZES):
-            runs += [in_a_process(devices, strategy, given.rounds) for strategy in STRATEGIES]
+            for strategy in STRATEGIES:
+                runs.append(in_a_process(devices, strategy, given.rounds))
+                print(json.dumps(runs[-1]), flush=True)
     rows = summary(runs)
     print(" ".join(f"{key:>18}" for key in rows[0]))
     for row in rows:
