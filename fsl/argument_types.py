@@ -107,6 +107,8 @@ def _list_of(inner: _Check, once: bool) -> _Check:
             return once
         if inner is _anything:
             return True
+        if isinstance(value, range):
+            value = value[:1]  # of a million numbers, of which one is like another
         return all(inner(one) for one in (value.tolist() if hasattr(value, "tolist") else value))
 
     return check

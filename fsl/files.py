@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -102,7 +102,11 @@ def tensors_of(data: bytes) -> dict[str, Tensor]:
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU; CheckpointError in one line where it is missing or damaged."""
-    data = _read(path)
+    return tensors_in(read_bytes(path), path)
+
+
+def tensors_in(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that was read; CheckpointError in one line where it is damaged."""
     try:
         return load(data)
     except KeyError as error:
@@ -111,9 +115,21 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, error) from None
 
 
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Like `load_tensors`, but reads what is used when it is used; who writes into a tensor changes no file.
+
+    For files that are replaced, or deleted, and never written into.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError):
+        return load_tensors(path)  # which says what is wrong
+
+
 def load_metadata(path: Path) -> dict[str, str]:
     """What `save_tensors` was given as metadata; CheckpointError in one line where the file is missing or damaged."""
-    data = _read(path)
+    data = read_bytes(path)
     try:
         return metadata_of(data)
     except ValueError as error:
@@ -145,7 +161,8 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of tensors; CheckpointError in one line where it is missing or cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -30,6 +30,17 @@ def private_folder(folder: Path) -> Path:
     return folder
 
 
+def cache_folder() -> Path:
+    """Returns this user's folder for what can be made anew: `FSL_CACHE`, ~/.cache/fsl by default."""
+    return Path(os.environ.get("FSL_CACHE") or os.path.expanduser("~/.cache/fsl"))
+
+
+def only_ours(path: Path) -> bool:
+    """Whether a file or folder is this user's own, and nobody else may write to it; OSError where it is not there."""
+    found = path.stat()
+    return found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
 def own_folder(name: str, folder: Path) -> Path:
     """A folder that is this user's alone: made, or closed to others with all that lies in it, which the log tells.
 

@@ -22,6 +22,7 @@ from fsl.messages.round_plan import CohortTask, Fronts
 from fsl.mobility import Move, OnMove, moves_of
 from fsl.round.front_device import Device, LocalLossDevice
 from fsl.round.trainer_memory import KEPT, KEPT_CANNOT_MOVE
+from fsl.run.generations import Generations
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum
 from fsl.settings.federation_settings import Federation
@@ -48,10 +49,8 @@ class Algorithm:
         self._protected_by: Protection | None = None
         self._taken_part: Participation | None = None
         self._aggregator: Aggregator | None = None
-        self._versions: dict[str, int] = {}  # "device-<id>", "edge-<id>" -> round of the newest state kept on a node
-        self._saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
-        self._kept: dict[str, int] = {}  # "<trainer>/edge-<id>" or "/device-<id>" -> round of its newest state
-        self._kept_saved: dict[str, int] = {}  # the same, as of the last complete checkpoint
+        self._versions = Generations()  # of "device-<id>" and "edge-<id>", whose states are kept on nodes
+        self._kept = Generations()  # of "<trainer>/edge-<id>" or "/device-<id>"
         self._clock = 0.0  # simulated seconds of the rounds so far
         self._losses: list[float] = []  # of the evaluations so far, where the learning rate follows them
 
@@ -88,12 +87,13 @@ class Algorithm:
         name = self._hook("select") if own else self._participation.name
         there = self.available(round)
         found = asked.devices_of(round, name, self.select(round), devices, none=not own) if there else []
-        absent = [device for device in found if device not in there]
+        known = there if isinstance(there, range) else set(there)
+        absent = [device for device in found if device not in known]
         if absent and not own:
             raise RunError(
                 f"round {round}: {name} chose device {absent[0]}, which is not available; choose of candidates.devices"
             )
-        return [device for device in found if device in there]
+        return [device for device in found if device in known]
 
     def edge_of(self, device: int) -> int:
         """The edge that a device is attached to."""
@@ -204,8 +204,8 @@ class Algorithm:
         self._federation = federation
         self._protected_by = Protection(federation)
         self._taken_part = Participation(federation)
-        self._versions, self._saved, self._clock = {}, {}, 0.0
-        self._kept, self._kept_saved, self._losses = {}, {}, []
+        self._versions, self._kept = Generations(), Generations()
+        self._clock, self._losses = 0.0, []
         refuse_stepping(federation, self.planned, self.device_rule, type(self).__name__)
         for name, allowed in (("fronts", get_args(Fronts)), ("on_move", get_args(OnMove))):
             one_of(f"{type(self).__name__}.{name}", getattr(self, name), allowed)
@@ -327,22 +327,20 @@ class Algorithm:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def state(self) -> dict[str, Any]:
-        """Returns what a checkpoint needs besides tensors, as JSON values; extend it where an algorithm remembers."""
+        """Returns what a checkpoint needs besides tensors; extend it by JSON values where an algorithm remembers."""
         spent = {} if self._protected_by is None else self._protected_by.state()
-        kept = {"kept": dict(self._kept)} if self._kept else {}
+        kept = {"kept": self._kept.now()} if self._kept else {}
         told = {"losses": list(self._losses)} if self._losses else {}
         remembered = {} if self._taken_part is None else self._taken_part.state()
-        return {"versions": dict(self._versions), "sim_clock": self._clock, **kept, **told, **spent, **remembered}
+        return {"versions": self._versions.now(), "sim_clock": self._clock, **kept, **told, **spent, **remembered}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
-        self._versions = {owner: int(round) for owner, round in state["versions"].items()}
-        self._kept = {owner: int(round) for owner, round in state.get("kept", {}).items()}
+        self._versions, self._kept = Generations(state["versions"]), Generations(state.get("kept"))
         self._clock = float(state["sim_clock"])
         self._losses = [float(loss) for loss in state.get("losses", ())]
         self._protection.load_state(state)
         self._participation.load_state(state)
-        self.checkpointed(state)
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the tensors that a checkpoint needs besides the model; extend it where an algorithm has some."""
@@ -355,7 +353,8 @@ class Algorithm:
 
     def checkpointed(self, state: Mapping[str, Any]) -> None:
         """Note that a checkpoint with this `state` is complete, so that older generations may go."""
-        self._saved, self._kept_saved = dict(state["versions"]), dict(state.get("kept", {}))
+        self._versions.checkpointed(state["versions"])
+        self._kept.checkpointed(state.get("kept", {}))
 
     def kept(self) -> dict[int, int]:
         """Returns each device with a private state, and the round whose generation counts."""
@@ -368,7 +367,7 @@ class Algorithm:
             return {}
         owners = [name for c in cohorts for name in (f"edge-{c.edge}", *(f"device-{t.device}" for t in c.devices))]
         names = {owner: f"{spec.target}/{owner}" for owner in owners}
-        return {o: (self._kept[n], self._kept_saved.get(n, 0)) for o, n in names.items() if n in self._kept}
+        return {o: (self._kept.newest(n), self._kept.saved(n)) for o, n in names.items() if n in self._kept}
 
     def _note_kept(self, round: int, reports: Sequence[DeviceReport], counts: Mapping[str, int]) -> Mapping[str, int]:
         """Note the edges and devices whose state the round's trainer kept; returns the other counts of the round."""
@@ -379,7 +378,8 @@ class Algorithm:
                 owners = [f"device-{report.device}" for report in reports]
             else:
                 owners = [f"edge-{name.removeprefix(KEPT)}" for name in counts if name.startswith(KEPT)]
-            self._kept.update({f"{spec.target}/{owner}": round for owner in owners})
+            for owner in owners:
+                self._kept.note(f"{spec.target}/{owner}", round)
         return {name: count for name, count in counts.items() if not name.startswith(KEPT)}
 
     def _per_device(self, segment: str, round: int) -> bool:

@@ -1,9 +1,10 @@
 """Any strategy's messages to nodes, and their replies: assigns cohorts to nodes, adds up what they trained."""
 
+import heapq
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from fsl.errors import RunError
 from fsl.flower.records import metrics_to_reports, record_to_totals
 from fsl.messages.record_names import ARRAYS, CONFIG, LOST, METRICS, PLAN, REMARKS, SETUP
 from fsl.messages.reports import DeviceReport
-from fsl.messages.round_plan import CohortTask, joined
+from fsl.messages.round_plan import CohortTask, DeviceTask, joined
 from fsl.mobility import Move
 from fsl.segments.finite import finite_total
 from fsl.segments.states import Layout
@@ -25,11 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def assign(
-    cohorts: Sequence[CohortTask], nodes: Sequence[int], divisible: bool, moves: Sequence[Move] = ()
+    cohorts: Sequence[CohortTask],
+    nodes: Sequence[int],
+    divisible: bool,
+    moves: Sequence[Move] = (),
+    samples: Callable[[int], int] | None = None,
 ) -> dict[int, list[CohortTask]]:
-    """Assign cohorts to nodes: whole cohorts in turn, or equal shares of each where they are `divisible`.
+    """Assign cohorts to nodes: whole cohorts in turn, or devices where cohorts are `divisible`.
 
-    One node trains all cohorts between which devices move, since nodes cannot exchange devices in a round.
+    Devices go by their `samples` to whichever node has least to do, those with most first; without samples all weigh
+    the same. One node trains all cohorts between which devices move, since nodes cannot exchange devices in a round.
     """
     if not nodes:
         raise RunError("no node is connected, so nobody can train; start nodes, then resume")
@@ -41,10 +47,17 @@ def assign(
         for group in groups:
             work.setdefault(nodes[group[0].edge % len(nodes)], []).extend(group)
         return work
+    loads = [(0, place) for place in range(len(nodes))]  # a heap: who has least to do is first
     for cohort in cohorts:
-        for node, chunk in zip(nodes, chunks(cohort.devices, len(nodes))):
-            if chunk:
-                work.setdefault(node, []).append(replace(cohort, devices=tuple(chunk)))
+        shares: dict[int, list[DeviceTask]] = {}
+        held = {task.device: 1 if samples is None else samples(task.device) for task in cohort.devices}
+        for task in sorted(cohort.devices, key=lambda task: (-held[task.device], task.device)):
+            load, place = loads[0]
+            shares.setdefault(nodes[place], []).append(task)
+            heapq.heapreplace(loads, (load + held[task.device], place))
+        for node, tasks in shares.items():
+            devices = tuple(sorted(tasks, key=lambda task: task.device))
+            work.setdefault(node, []).append(replace(cohort, devices=devices))
     return work
 
 

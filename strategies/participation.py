@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from fsl.strategies import asked
 
 from fsl.messages.reports import DeviceReport
@@ -19,6 +20,8 @@ class Participation:
     def __init__(self, federation: Federation) -> None:
         self._federation = federation
         self._selection = federation.selection.copied()
+        self._held: np.ndarray | None = None  # the n_k of all devices, where all are there
+        self._there: tuple[int, Sequence[int]] | None = None  # a round, and who is there
 
     @property
     def name(self) -> str:
@@ -26,7 +29,12 @@ class Participation:
         return f"{type(self._selection).__name__}.select()"
 
     def available(self, round: int) -> Sequence[int]:
-        """Returns the devices that are there in a round, in order of id."""
+        """Returns the devices that are there in a round, in order of id; asks about each of them once a round."""
+        if self._there is None or self._there[0] != round:
+            self._there = round, self._found(round)
+        return self._there[1]
+
+    def _found(self, round: int) -> Sequence[int]:
         training, availability = self._federation.training, self._federation.availability
         if availability is None:
             return range(training.devices)
@@ -63,9 +71,17 @@ class Participation:
                 total=training.devices,
                 deadline=training.deadline,
                 samples_of=samples if "samples" in needs else None,
+                held=self._all_held() if held is None and "samples" in needs and isinstance(devices, range) else None,
                 predict=seconds if "seconds" in needs else None,
             )
         )
+
+    def _all_held(self) -> np.ndarray | None:
+        """Returns the n_k of all devices of a simulation, whose partition stays: asked for once."""
+        samples, devices = self._federation.samples, self._federation.training.devices
+        if self._held is None and samples is not None:
+            self._held = np.fromiter((samples(device) for device in range(devices)), np.float64, devices)
+        return self._held
 
     def say(self, round: int, available: int, chosen: int, late: int) -> None:
         """Log a round that has fewer devices than the run asks for, in one line."""

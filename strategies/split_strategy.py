@@ -115,7 +115,8 @@ class SplitStrategy(Algorithm, RoundLoop):
             yield from self._placement.train_messages(moving, cohorts, partial(self._needed, arrays))
             return
         name_classes(federation.named, (one.target for one in (spec, plan.device) if one is not None))
-        for node, tasks in assign(cohorts, sorted(grid.get_node_ids()), divisible, self._moves).items():
+        nodes = sorted(grid.get_node_ids())
+        for node, tasks in assign(cohorts, nodes, divisible, self._moves, federation.samples).items():
             devices = [task for cohort in tasks for task in cohort.devices]
             here = {task.device for task in devices}
             moves = tuple(move for move in self._moves if move.device in here)
@@ -139,10 +140,10 @@ class SplitStrategy(Algorithm, RoundLoop):
         arrays.update(states_to_record(layouts, new))
         home = partial(self.attached, round=server_round)
         for report in reports:
-            self._versions[f"device-{report.device}"] = server_round
-            self._versions[f"edge-{home(report.device)}"] = server_round
+            self._versions.note(f"device-{report.device}", server_round)
+            self._versions.note(f"edge-{home(report.device)}", server_round)
         for move in self._moves:  # a shared back was trained, and kept, at every edge on the way
-            self._versions[f"edge-{move.edge}"] = server_round
+            self._versions.note(f"edge-{move.edge}", server_round)
         self._note_restarts(server_round, collected)
         counts = self._note_kept(server_round, collected.reports, collected.counts)
         measured = {**sums(reports), "failed_nodes": collected.failed_nodes}
@@ -207,7 +208,7 @@ class SplitStrategy(Algorithm, RoundLoop):
                 )
             elif device in collected.lost:
                 log.warning("round %d: device %d lost its front, and begins anew in the next round", round, device)
-                self._versions.pop(f"device-{device}", None)
+                self._versions.forget(f"device-{device}")
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -366,7 +367,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         return DeviceTask(device=device, samples=held, cut=cut, uplink=uplink, **self._generations(f"device-{device}"))
 
     def _generations(self, owner: str) -> dict[str, int]:
-        return {"version": self._versions.get(owner, 0), "saved": self._saved.get(owner, 0)}
+        return {"version": self._versions.newest(owner), "saved": self._versions.saved(owner)}
 
     def _needed(self, arrays: ArrayRecord, tasks: Sequence[DeviceTask]) -> ArrayRecord:
         """Returns the arrays that tasks need; a private front goes out only to a device that has none yet."""

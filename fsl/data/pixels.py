@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from fsl.data.task import Scaling
 from fsl.data.unused_files import forget_unused, mark_used
 from fsl.errors import DataError
 from fsl.files import write_bytes
-from fsl.private_files import close_file, private_folder
+from fsl.private_files import cache_folder, close_file, private_folder
 
 _BLOCK = 1024  # images in one step, so that an intermediate copy stays small
 
@@ -150,7 +149,7 @@ def _looked_up(images: np.ndarray, table: np.ndarray) -> Tensor:
 def _headers(rows: Any, column: str, where: str) -> Headers:
     """Read the headers of a split's images, or an earlier run's result from the cache."""
     name = hashlib.sha256(f"{rows._fingerprint}|{column}|headers".encode()).hexdigest()[:32]
-    path = _cache_folder() / f"{name}.json"
+    path = cache_folder() / f"{name}.json"
     close_file(path)
     try:
         headers = Headers.from_json(path.read_text())
@@ -175,7 +174,7 @@ def _encoded(rows: Any, column: str) -> Any:
 
 
 def _cached(name: str, rows: int, make: Callable[[], np.ndarray]) -> np.ndarray:
-    path = _cache_folder() / name
+    path = cache_folder() / name
     close_file(path)
     try:
         array = np.load(path, allow_pickle=False)
@@ -195,7 +194,3 @@ def _keep(path: Path, content: bytes) -> None:
     with suppress(OSError):  # no room or no right to write: the next run repeats the work
         write_bytes(private_folder(path.parent) / path.name, content, private=True)
         forget_unused(path.parent)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("FSL_CACHE") or os.path.expanduser("~/.cache/fsl"))

@@ -11,13 +11,16 @@ from pathlib import Path
 from torch import Tensor
 
 from fsl.errors import CheckpointError
-from fsl.files import load_tensors, save_tensors, sync
+from fsl.files import map_tensors, read_bytes, sync, tensor_bytes, tensors_in, write_bytes
 from fsl.messages.identifiers import check_kept
 from fsl.private_files import private_folder
+from fsl.round.recent_files import RecentFiles
 from fsl.segments.finite import finite
 
 log = logging.getLogger(__name__)
 _MODELS = ("fronts/", "tails/", "heads/")  # for these an older generation is better than none
+_MAPPED = 1 << 20  # bytes of a file, from which on it is mapped instead of read
+_RECENT = 32 << 20  # bytes of smaller files that are kept in memory
 KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node stores and can do without
 
 
@@ -31,6 +34,7 @@ class Store:
         self.forgives: tuple[str, ...] = ()
         self.restarts: dict[str, int] = {}  # such owners, with the generation that they went on from; 0: none
         self._unsynced: list[Path] = []
+        self._recent = RecentFiles(_RECENT)
 
     def path(self, owner: str, version: int) -> Path:
         """Returns the path of an owner's generation; WireError for a name or a number that would lead elsewhere."""
@@ -75,11 +79,19 @@ class Store:
 
     def _read(self, owner: str, version: int) -> dict[str, Tensor]:
         path = self.path(owner, version)
-        if not path.exists():
+        try:
+            found = path.stat()
+        except OSError:
             raise CheckpointError(
                 f"{path} is missing, though round {version} wrote it; restore it, or start a new run without resume"
-            )
-        return load_tensors(path)
+            ) from None
+        if found.st_size >= _MAPPED:
+            return map_tensors(path)
+        content = self._recent.get(path, found)
+        if content is None:
+            content = read_bytes(path)
+            self._recent.put(path, found, content)
+        return tensors_in(content, path)
 
     def save(self, owner: str, version: int, tensors: Mapping[str, Tensor], keep: tuple[int, ...]) -> None:
         """Write a new generation, and delete those outside of `keep`, which the cloud and the checkpoint name.
@@ -88,12 +100,16 @@ class Store:
         """
         path = self.path(owner, version)
         private_folder(path.parent)
-        save_tensors(path, tensors, durable=False, private=True)
+        content = tensor_bytes(tensors)
+        write_bytes(path, content, durable=False, private=True)
         self._unsynced.append(path)
+        if len(content) < _MAPPED:
+            self._recent.put(path, path.stat(), content)
         wanted = {version, *keep}
         for old in path.parent.glob("*.safetensors"):
             if not old.stem.isdecimal() or int(old.stem) not in wanted:
                 old.unlink(missing_ok=True)
+                self._recent.forget(old)
 
     def sync(self) -> None:
         """Wait until all saved files lie on the disk; a node does so once a round, before it reports."""

@@ -1,7 +1,8 @@
 """Checkpoints: what `resume` needs to go on, bitwise as if the run had never stopped.
 
-A checkpoint is complete when `state.json` names its round; the tensors of a round are written before. The checkpoint
-of the round before stays beside it (`previous.json`), for when the newest is damaged; older ones are deleted.
+A checkpoint is complete when `state.json` names its round; the tensors of a round are written before, and what changed
+of devices' generations is added to a journal. The checkpoint of the round before stays beside it (`previous.json`), for
+when the newest is damaged; older ones are deleted.
 """
 
 import json
@@ -16,11 +17,14 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 from fsl.files import load_tensors, tensor_bytes, to_json, write_bytes, write_text
+from fsl.run.generation_journal import GenerationJournal, JournalEntry, read_journal, write_entry
+from fsl.run.generations import GenerationsThen
 from fsl.segments.finite import finite
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
+_FORMATS = (1, _FORMAT)  # that can be gone on from; the first had all generations in `state.json`
 _NEWEST, _PREVIOUS = "state.json", "previous.json"
 STRATEGY = "strategy/"  # before the name of a tensor that a strategy remembers
 
@@ -44,6 +48,7 @@ class CheckpointWriter:
         self.folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Future[None], Callable[[], None]] | None = None
+        self._journal = GenerationJournal()
 
     def write(self, checkpoint: Checkpoint, done: Callable[[], None]) -> None:
         """Begin to write a checkpoint, as things are now; `done` is called from here or `wait` when it is complete.
@@ -51,8 +56,11 @@ class CheckpointWriter:
         Raises what went wrong with the one before.
         """
         self.wait()
-        data = _serialised(checkpoint)  # not by the thread: the next round changes what is in it
-        self._pending = self._thread.submit(_write, self.folder, checkpoint.round, *data), done
+        # Not by the thread: the next round changes what is in it.
+        memories = {k: v for k, v in checkpoint.strategy.items() if isinstance(v, GenerationsThen)}
+        entry = self._journal.entry(checkpoint.round, memories) if memories else None
+        data = tensor_bytes(checkpoint.tensors), _stated(checkpoint)
+        self._pending = self._thread.submit(_write, self.folder, checkpoint.round, *data, entry), done
 
     def wait(self) -> None:
         """Wait until the last checkpoint is complete; raises what went wrong."""
@@ -69,29 +77,32 @@ class CheckpointWriter:
             self._thread.shutdown()
 
 
-def _serialised(checkpoint: Checkpoint) -> tuple[bytes, str]:
+def _stated(checkpoint: Checkpoint) -> dict[str, Any]:
     state = {
         "format": _FORMAT,
         "round": checkpoint.round,
-        "strategy": checkpoint.strategy,
+        "strategy": {k: v for k, v in checkpoint.strategy.items() if not isinstance(v, GenerationsThen)},
         "best": checkpoint.best,
         "settings": checkpoint.settings,
         "label": checkpoint.label,
     }
-    return tensor_bytes(checkpoint.tensors), to_json(state, indent=2) + "\n"
+    return dict(json.loads(to_json(state)))
 
 
-def _write(folder: Path, round: int, tensors: bytes, state: str) -> None:
+def _write(folder: Path, round: int, tensors: bytes, stated: dict[str, Any], entry: JournalEntry | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"model.{round}.safetensors"
+    path = folder / _model(round)
     newest = _named_round(folder / _NEWEST)
     write_bytes(path, tensors)
+    if entry is not None:
+        stated["generations"] = write_entry(folder, entry)
     # By a rename after a copy, each of which is there as a whole or not at all: one of both is always complete.
     if newest is not None and newest < round and (folder / _model(newest)).exists():
         write_text(folder / _PREVIOUS, (folder / _NEWEST).read_text())
-    write_text(folder / _NEWEST, state)
+    write_text(folder / _NEWEST, to_json(stated, indent=2) + "\n")
     wanted = {path.name, *(_model(r) for r in [_named_round(folder / _PREVIOUS)] if r is not None)}
-    for old in folder.glob("model.*.safetensors"):
+    wanted |= {name for state in (_NEWEST, _PREVIOUS) if (name := _journal_of(folder / state)) is not None}
+    for old in (*folder.glob("model.*.safetensors"), *folder.glob("generations.*.jsonl")):
         if old.name not in wanted:
             old.unlink(missing_ok=True)
 
@@ -107,6 +118,14 @@ def _named_round(path: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return round if isinstance(round, int) else None
+
+
+def _journal_of(path: Path) -> str | None:
+    """The journal that a state file names, where there is one and it can be read."""
+    try:
+        return str(json.loads(path.read_text())["generations"]["name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -135,8 +154,10 @@ def _load(folder: Path, path: Path) -> Checkpoint:
         )
     try:
         state = json.loads(path.read_text())
-        if state["format"] != _FORMAT:
-            raise CheckpointError(f"{path} has format {state['format']}; this version of fsl reads format {_FORMAT}")
+        if state["format"] not in _FORMATS:
+            raise CheckpointError(
+                f"{path} has format {state['format']}; this version of fsl reads format {_FORMATS[0]} and {_FORMATS[1]}"
+            )
         round, strategy, settings, best = (state[key] for key in ("round", "strategy", "settings", "best"))
         if not isinstance(round, int) or not isinstance(strategy, dict) or not isinstance(settings, dict):
             raise TypeError("a field has the wrong type")
@@ -147,6 +168,8 @@ def _load(folder: Path, path: Path) -> Checkpoint:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged ({error}); restore it, or start a new run without resume") from None
+    if "generations" in state:
+        strategy |= read_journal(folder, state["generations"])
     tensors = load_tensors(folder / _model(round))
     if bad := next((name for name, tensor in tensors.items() if not _can_go_on(name, tensor)), None):
         raise CheckpointError(

@@ -191,7 +191,7 @@ def _protected(
         workload.model,
         workload.objective,
         workload.data.classes,
-        [len(workload.partition.indices(device)) for device in range(federation.training.devices)],
+        [workload.partition.size(device) for device in range(federation.training.devices)],
         folder.path / "privacy.json",
         secure=real,
         encrypted=real,

@@ -1,12 +1,13 @@
 """Sums of a segment's states over devices: exact, so that grouping devices on nodes cannot show."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from fsl.segments.exact_additions import add_exactly
 from fsl.segments.states import Layout, State
 
 
@@ -18,6 +19,11 @@ class Total(ABC):
     @abstractmethod
     def add(self, state: State, weight: float, device: int = -1) -> None:
         """Take a device's state, which stands for `weight`."""
+
+    def add_many(self, states: State, weights: Sequence[float], devices: Sequence[int]) -> None:
+        """Take the states of several devices, stacked as (devices, values) in each dtype; like `add` one by one."""
+        for row, (weight, device) in enumerate(zip(weights, devices, strict=True)):
+            self.add(State({dtype: flat[row] for dtype, flat in states.flats.items()}), weight, device)
 
     @abstractmethod
     def merge(self, other: "Total") -> None:
@@ -54,7 +60,26 @@ class WeightedSum(Total):
                 self.high[dtype] = flat.double() * weight
                 self.low[dtype] = torch.zeros_like(self.high[dtype])
             else:
-                _add_exactly(self.high[dtype], self.low[dtype], flat, weight)
+                add_exactly(self.high[dtype], self.low[dtype], flat.unsqueeze(0), [weight])
+
+    def add_many(self, states: State, weights: Sequence[float], devices: Sequence[int]) -> None:
+        """Add the rows of stacked states; to the bit as one by one, but on an accelerator, where it adds in pairs."""
+        counted = [row for row, weight in enumerate(weights) if weight > 0]
+        if len(counted) < len(weights):
+            states = State({dtype: flat[counted] for dtype, flat in states.flats.items()})
+        if not counted:
+            return
+        self.add(State({dtype: flat[0] for dtype, flat in states.flats.items()}), weights[counted[0]])
+        rest = [weights[row] for row in counted[1:]]
+        if not rest:
+            return
+        for weight in rest:
+            self.weight += weight
+        for dtype, flat in states.flats.items():
+            if dtype.is_floating_point:
+                add_exactly(self.high[dtype], self.low[dtype], flat[1:], rest)
+            else:
+                self.counters[dtype] = torch.maximum(self.counters[dtype], flat[1:].amax(0))
 
     def merge(self, other: Total) -> None:
         """Add another sum."""
@@ -67,7 +92,7 @@ class WeightedSum(Total):
             if dtype not in self.high:
                 self.high[dtype], self.low[dtype] = high.clone(), other.low[dtype].clone()
             else:
-                _add_exactly(self.high[dtype], self.low[dtype], high, 1.0)
+                add_exactly(self.high[dtype], self.low[dtype], high.unsqueeze(0), [1.0])
                 self.low[dtype] += other.low[dtype]
 
     def mean(self) -> State:
@@ -117,25 +142,3 @@ def summed(total: Total) -> WeightedSum:
     for device in sorted(total.states):
         result.add(total.states[device], total.weights[device], device)
     return result
-
-
-_BLOCK = 1 << 14  # elements; the buffers of one block stay in a core's cache
-
-
-def _add_exactly(high: Tensor, low: Tensor, values: Tensor, weight: float) -> None:
-    """high + low += weight * values, without losing what float64 rounds off (Knuth's TwoSum, in place)."""
-    size = min(_BLOCK, high.numel())
-    term, total, part = torch.empty(3, size, dtype=high.dtype, device=high.device)
-    for start in range(0, high.numel(), _BLOCK):
-        h, lo, v = (t[start : start + _BLOCK] for t in (high, low, values))
-        if h.numel() < size:
-            term, total, part = term[: h.numel()], total[: h.numel()], part[: h.numel()]
-        # Rounded before it is added: of float64, as `add` rounds the first, whichever that is; of float32 it is exact.
-        term.copy_(v).mul_(weight)
-        torch.add(h, term, out=total)
-        torch.sub(total, h, out=part)  # what of the addend arrived
-        torch.sub(part, term, out=term)  # minus what of the addend was lost
-        torch.sub(total, part, out=part)  # what of `high` arrived
-        torch.sub(h, part, out=part)  # what of `high` was lost
-        lo.add_(part.sub_(term))
-        h.copy_(total)

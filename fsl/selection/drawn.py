@@ -1,5 +1,6 @@
 """Rules that look at nothing but devices' ids and sizes: uniform draws, draws by n_k, and one after another."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from fsl.selection.selection import Candidates, Selection, refuse_all
@@ -15,8 +16,8 @@ class Uniform(Selection):
         if candidates.count == len(candidates.devices):
             return candidates.devices
         draw = candidates.generator("participants")
-        chosen = draw.choice(candidates.devices, candidates.count, replace=False)
-        return sorted(int(device) for device in chosen)
+        places = draw.choice(len(candidates.devices), candidates.count, replace=False)  # without a list of a million
+        return sorted(candidates.devices[int(place)] for place in places)
 
 
 class BySamples(Selection):
@@ -32,8 +33,7 @@ class BySamples(Selection):
     def select(self, candidates: Candidates) -> Sequence[int]:
         """Returns `count` devices."""
         draw = candidates.generator("by_samples")
-        chosen = draw.choice(candidates.devices, candidates.count, replace=False, p=candidates.shares())
-        return sorted(int(device) for device in chosen)
+        return sorted(candidates.draw_by_samples(draw, candidates.count))
 
     def check(self, devices: int, devices_per_round: int | None, deadline: float | None) -> None:
         """Refuse a run in which all take part."""
@@ -52,7 +52,8 @@ class RoundRobin(Selection):
         """Returns `count` devices, from the round's first on."""
         per_round = candidates.per_round
         first = (candidates.round - 1) * per_round % candidates.total
-        in_turn = sorted(candidates.devices, key=lambda device: (device - first) % candidates.total)
+        there, start = candidates.devices, bisect_left(candidates.devices, first)
+        in_turn = [*there[start : start + candidates.count], *there[: candidates.count]]
         return sorted(in_turn[: candidates.count])
 
     def check(self, devices: int, devices_per_round: int | None, deadline: float | None) -> None:

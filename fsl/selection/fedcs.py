@@ -36,7 +36,8 @@ class FedCS(Selection):
         asked = candidates.devices
         if candidates.count < len(asked):
             draw = candidates.generator("fedcs")
-            asked = sorted(int(device) for device in draw.choice(asked, candidates.count, replace=False))
+            places = draw.choice(len(asked), candidates.count, replace=False)
+            asked = sorted(candidates.devices[int(place)] for place in places)
         alone = {device: candidates.seconds([device])[device] for device in asked}
         fast = sorted(
             (device for device in asked if alone[device] <= limit), key=lambda device: (alone[device], device)

@@ -32,11 +32,9 @@ class PowerOfChoice(Selection):
         draw = candidates.generator("power_of_choice")
         wanted = 2 * candidates.per_round if self.d is None else self.d
         number = min(max(wanted, candidates.count), len(candidates.devices))
-        drawn = draw.choice(candidates.devices, number, replace=False, p=candidates.shares())
+        drawn = candidates.draw_by_samples(draw, number)
         lots = draw.permutation(number)
-        ranked = sorted(
-            (-self._losses.get(int(device), math.inf), int(lot), int(device)) for device, lot in zip(drawn, lots)
-        )
+        ranked = sorted((-self._losses.get(device, math.inf), int(lot), device) for device, lot in zip(drawn, lots))
         return sorted(device for _, _, device in ranked[: candidates.count])
 
     def note(self, round: int, losses: Mapping[int, float]) -> None:

@@ -23,7 +23,7 @@ class Candidates:
 
     `devices`: their ids in order. `count`: how many are to be chosen, never more than there are: `per_round`, what the
     run asks for, or fewer. `total`: devices of the run. `deadline`: the run's own, in simulated seconds of a round;
-    None without one.
+    None without one. `held`: the n_k of `devices`, float64, where these are known from the round before.
     """
 
     round: int
@@ -34,6 +34,7 @@ class Candidates:
     total: int
     deadline: float | None = None
     samples_of: Callable[[int], int] | None = None
+    held: np.ndarray | None = None
     predict: Callable[[Sequence[int]], Mapping[int, float]] | None = None
 
     def samples(self, device: int) -> int:
@@ -57,8 +58,15 @@ class Candidates:
 
     def shares(self) -> np.ndarray:
         """Returns each candidate's share of all candidates' samples, float64 (devices,)."""
-        held = np.array([self.samples(device) for device in self.devices], dtype=np.float64)
+        held = self.held
+        if held is None:
+            held = np.array([self.samples(device) for device in self.devices], dtype=np.float64)
         return held / held.sum()
+
+    def draw_by_samples(self, draw: np.random.Generator, count: int) -> list[int]:
+        """Draw `count` devices one after another, without replacement, each with its share of all samples."""
+        places = draw.choice(len(self.devices), count, replace=False, p=self.shares())
+        return [self.devices[int(place)] for place in places]
 
 
 class Selection(ABC):

@@ -34,10 +34,10 @@ ASK = """
 import json, os, tempfile
 import datasets, huggingface_hub.constants, matplotlib, torch
 from flwr.supercore.utils import get_flwr_home
-from fsl.data.pixels import _cache_folder
+from fsl.private_files import cache_folder
 from fsl.deployment.node.scratch import scratch_folder
 print(json.dumps({name: str(place) for name, place in {
-    "flower": get_flwr_home(), "images": _cache_folder(), "scratch": scratch_folder(), "tmp": tempfile.gettempdir(),
+    "flower": get_flwr_home(), "images": cache_folder(), "scratch": scratch_folder(), "tmp": tempfile.gettempdir(),
     "hub": huggingface_hub.constants.HF_HUB_CACHE, "token": huggingface_hub.constants.HF_TOKEN_PATH,
     "assets": huggingface_hub.constants.HUGGINGFACE_ASSETS_CACHE, "datasets": datasets.config.HF_DATASETS_CACHE,
     "modules": datasets.config.HF_MODULES_CACHE, "downloads": datasets.config.DOWNLOADED_DATASETS_PATH,
