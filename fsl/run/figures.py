@@ -14,6 +14,7 @@ from fsl.run.plotting import (
     BYTE_UNITS,
     STYLES,
     TIME_UNITS,
+    Margins,
     check_formats,
     new_figure,
     new_figures,
@@ -99,7 +100,7 @@ def class_counts_figure(counts: np.ndarray, path: Path, title: str) -> None:
 def _accuracy(rows: Rows, title: str) -> "Figure | None":
     if not _accuracies(rows):
         return None
-    figure, axes = new_figure(title)
+    figure, axes = new_figure(title, margins=Margins())
     _draw_accuracy(axes, rows)
     return figure
 
@@ -107,7 +108,7 @@ def _accuracy(rows: Rows, title: str) -> "Figure | None":
 def _loss(rows: Rows, title: str) -> "Figure | None":
     if not _losses(rows):
         return None
-    figure, axes = new_figure(title)
+    figure, axes = new_figure(title, margins=Margins())
     _draw_loss(axes, rows)
     return figure
 
@@ -173,7 +174,7 @@ def _bytes(rows: Rows, title: str) -> "Figure | None":
         return None
     size, unit = unit_for(_top(lines), BYTE_UNITS)
     scaled = [line.scaled(1 / size) for line in lines]
-    figure, axes = new_figure(title)
+    figure, axes = new_figure(title, margins=Margins())
     _draw(axes, scaled, f"sent so far ({unit})")
     _legend(axes)
     _from_zero(axes, scaled)
@@ -186,7 +187,7 @@ def _time(rows: Rows, title: str) -> "Figure | None":
     if not line.rounds:
         return None
     size, unit = unit_for(_top([line]), TIME_UNITS)
-    figure, axes = new_figure(title)
+    figure, axes = new_figure(title, margins=Margins())
     _draw(axes, [line.scaled(1 / size)], f"{line.name} so far ({unit})")
     _from_zero(axes, [line])
     return figure
@@ -270,23 +271,25 @@ def _legend(axes: "Axes") -> None:
 
 def _bars(counts: np.ndarray, title: str) -> "Figure":
     from matplotlib import colormaps
+    from matplotlib.collections import PolyCollection
 
     devices, classes = counts.shape
-    figure, axes = new_figure(title, height=min(7.2, max(3.4, 1.9 + 0.28 * devices)))
+    height = min(7.2, max(3.4, 1.9 + 0.28 * devices))
+    figure, axes = new_figure(title, height, margins=Margins(right=1.0, top=0.1))
     left = np.zeros(devices)
     for label in range(classes):
-        color = colormaps["viridis"](0.15 + 0.75 * label / max(classes - 1, 1))
-        axes.barh(
-            range(devices),
-            counts[:, label],
-            left=left,
-            color=color,
+        right = left + counts[:, label]
+        bars = PolyCollection(
+            [((a, y - 0.4), (b, y - 0.4), (b, y + 0.4), (a, y + 0.4)) for y, (a, b) in enumerate(zip(left, right))],
+            facecolor=colormaps["viridis"](0.15 + 0.75 * label / max(classes - 1, 1)),
             hatch=_HATCHES[label],
             edgecolor="white",
             linewidth=0.4,
             label=str(label),
         )
-        left += counts[:, label]
+        axes.add_collection(bars)  # a patch for each bar would take five times as long to draw
+        left = right
+    axes.set_xlim(0, max(1.0, 1.05 * left.max()))
     axes.set_xlabel("samples")
     axes.set_ylabel("device")
     axes.set_yticks(range(devices))
