@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fsl.errors import ConfigError
+from fsl.files import write_bytes
 from fsl.run.plotting import (
     BYTE_UNITS,
     STYLES,
@@ -20,6 +22,7 @@ from fsl.run.plotting import (
     new_figures,
     save_figure,
     save_png,
+    to_bytes,
     unit_for,
 )
 
@@ -56,19 +59,34 @@ def run_figures(rows: Rows, folder: Path, title: str, formats: Sequence[str] = (
     formats = check_formats(formats, "formats")
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {
-        "accuracy": _accuracy(rows, title),
-        "loss": _loss(rows, title),
-        "bytes": _bytes(rows, title),
-        "time": _time(rows, title),
+        "accuracy": (_accuracies, _draw_accuracy),
+        "loss": (_losses, _draw_loss),
+        "bytes": (_sent, _draw_sent),
+        "time": (_times, _draw_time),
     }
+    known = {name: draw for name, (curves, draw) in drawn.items() if curves(rows)}
+    if not known:
+        return []
     written = []
-    for name, figure in drawn.items():
-        if figure is not None:
-            for form in formats:
-                path = folder / f"{name}.{form}"
-                save_png(figure, path) if form == "png" else save_figure(figure, path)
-                written.append(path)
+    figure, axes = new_figure(title, margins=Margins())  # one for all: its frame takes as long as what is in it
+    for name, draw in known.items():
+        draw(axes, rows)
+        for form in formats:
+            path = folder / f"{name}.{form}"
+            save_png(figure, path) if form == "png" else save_figure(figure, path)
+            written.append(path)
+        _empty(axes)
     return written
+
+
+def _empty(axes: "Axes") -> None:
+    """Take the curves out of a plot, and what came with them."""
+    for artist in [*axes.lines, *axes.collections]:
+        artist.remove()
+    if (legend := axes.get_legend()) is not None:
+        legend.remove()
+    axes.set_autoscale_on(True)
+    axes.relim()
 
 
 def plot(rows: Rows, title: str = "") -> "Figure":
@@ -93,24 +111,14 @@ def class_counts_figure(counts: np.ndarray, path: Path, title: str) -> None:
     """
     devices, classes = counts.shape
     path.parent.mkdir(parents=True, exist_ok=True)
-    heat = devices > _MAX_BARS or classes > len(_HATCHES)
-    save_png(_heat_map(counts, title) if heat else _bars(counts, title), path)
+    write_bytes(path, _class_counts_png(counts.tobytes(), counts.dtype.str, (devices, classes), title), durable=False)
 
 
-def _accuracy(rows: Rows, title: str) -> "Figure | None":
-    if not _accuracies(rows):
-        return None
-    figure, axes = new_figure(title, margins=Margins())
-    _draw_accuracy(axes, rows)
-    return figure
-
-
-def _loss(rows: Rows, title: str) -> "Figure | None":
-    if not _losses(rows):
-        return None
-    figure, axes = new_figure(title, margins=Margins())
-    _draw_loss(axes, rows)
-    return figure
+@lru_cache(maxsize=8)  # runs of a sweep often divide the same data in the same way
+def _class_counts_png(counts: bytes, dtype: str, shape: tuple[int, int], title: str) -> bytes:
+    table = np.frombuffer(counts, dtype).reshape(shape)
+    heat = shape[0] > _MAX_BARS or shape[1] > len(_HATCHES)
+    return to_bytes(_heat_map(table, title) if heat else _bars(table, title), "png")
 
 
 def _accuracies(rows: Rows) -> list[Curve]:
@@ -163,34 +171,35 @@ def _draw_traffic(axes: "Axes", rows: Rows) -> None:
     _from_zero(axes, scaled)
 
 
-def _bytes(rows: Rows, title: str) -> "Figure | None":
+def _sent(rows: Rows) -> list[Curve]:
+    """What was sent so far, as far as anything was."""
     lines = [
         _cumulative(rows, "up_bytes", "smashed data, up"),
         _cumulative(rows, "down_bytes", "cut gradients, down"),
         _cumulative(rows, "model_bytes", "model states"),
     ]
-    lines = [line for line in lines if any(line.values)]
-    if not lines:
-        return None
+    return [line for line in lines if any(line.values)]
+
+
+def _draw_sent(axes: "Axes", rows: Rows) -> None:
+    lines = _sent(rows)
     size, unit = unit_for(_top(lines), BYTE_UNITS)
     scaled = [line.scaled(1 / size) for line in lines]
-    figure, axes = new_figure(title, margins=Margins())
     _draw(axes, scaled, f"sent so far ({unit})")
     _legend(axes)
     _from_zero(axes, scaled)
-    return figure
 
 
-def _time(rows: Rows, title: str) -> "Figure | None":
+def _times(rows: Rows) -> list[Curve]:
     simulated = _cumulative(rows, "sim_seconds", "simulated time")
-    line = simulated if simulated.rounds else _cumulative(rows, "seconds", "wall time")
-    if not line.rounds:
-        return None
+    return _known(simulated if simulated.rounds else _cumulative(rows, "seconds", "wall time"))
+
+
+def _draw_time(axes: "Axes", rows: Rows) -> None:
+    (line,) = _times(rows)
     size, unit = unit_for(_top([line]), TIME_UNITS)
-    figure, axes = new_figure(title, margins=Margins())
     _draw(axes, [line.scaled(1 / size)], f"{line.name} so far ({unit})")
     _from_zero(axes, [line])
-    return figure
 
 
 def _is_number(value: object) -> bool:

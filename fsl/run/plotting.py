@@ -85,13 +85,8 @@ def new_figures(
     """A figure with so many plots side by side, under one title."""
     # The object interface: pyplot would open windows, and keep every figure of a sweep.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    class ShownFigure(Figure):
-        """A figure that notebooks show, which know those of pyplot alone."""
-
-        def _repr_png_(self) -> bytes:
-            return to_bytes(self, "png", dpi=100)
+    from fsl.run.shown_figure import ShownFigure
 
     figure = ShownFigure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
@@ -115,8 +110,8 @@ def save_png(figure: "Figure", path: Path) -> None:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure in the format of the path's ending (one of FORMATS), atomically."""
-    write_bytes(path, to_bytes(figure, path.suffix.removeprefix(".")))
+    """Write a figure in the format of the path's ending (one of FORMATS), atomically; it can be drawn again."""
+    write_bytes(path, to_bytes(figure, path.suffix.removeprefix(".")), durable=False)
 
 
 def to_svg(figure: "Figure") -> bytes:
@@ -131,8 +126,8 @@ def to_bytes(figure: "Figure", form: str, dpi: int = 150) -> bytes:
     buffer = BytesIO()
     with rc_context({"svg.hashsalt": "fsl", "svg.fonttype": "path", "pdf.fonttype": 42}):
         undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        packed = {"compress_level": 1} if form == "png" else None  # 6 takes longer than to draw, for a fifth less
-        figure.savefig(buffer, format=form, dpi=dpi, metadata=undated.get(form), pil_kwargs=packed)
+        options = {"pil_kwargs": {"compress_level": 1}} if form == "png" else {}  # 6 takes as long as drawing
+        figure.savefig(buffer, format=form, dpi=dpi, metadata=undated.get(form), **options)
     return buffer.getvalue()
 
 
