@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-COMMAND = (sys.executable, "-m", "fsl.simulations.fsl_simulate")
+COMMAND = (sys.executable, "-m", "fsl.simulations.starting")
 FLOOR = (sys.executable, "-c", "import torch, flwr")
 
 
