@@ -4,7 +4,7 @@ Hydra reads and merges the files of all groups anew for every job, twice: to che
 repeats the end of its work, where values go into what is composed (hydra-core 1.3).
 """
 
-import pickle
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-_KEPT = 1000  # compositions, of some 30 kB
+_KEPT = 100  # compositions
 
 
 class JobLoader(ConfigLoaderImpl):
@@ -38,13 +38,12 @@ class JobLoader(ConfigLoaderImpl):
         return not special and not self.repository.group_exists(key)
 
     def _composed(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
-        kept: dict[tuple[str, ...], bytes] = self.__dict__.setdefault("_kept", {})
+        kept: dict[tuple[str, ...], DictConfig] = self.__dict__.setdefault("_kept", {})
         if (key := tuple(overrides)) not in kept:
             if len(kept) >= _KEPT:
                 kept.clear()
-            kept[key] = pickle.dumps(super().load_sweep_config(master_config, overrides))
-        config: DictConfig = pickle.loads(kept[key])
-        return config
+            kept[key] = super().load_sweep_config(master_config, overrides)
+        return copy.deepcopy(kept[key])
 
     @staticmethod
     def _note(config: DictConfig, overrides: Sequence[Override]) -> None:
