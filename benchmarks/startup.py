@@ -95,7 +95,9 @@ def main() -> None:
     print(f"{'fsl-simulate':44s}{started.command:8.2f} s")
     print(f"{'command / (imports + training), at most 1.5':44s}{started.ratio:8.2f}")
     print(f"{'(command - training) / imports':44s}{started.overhead_by_imports:8.2f}")
-    print(f"{f'sweep of {cost.runs}: a run beside training, at most 0.5':44s}{cost.median:8.2f} s, best {cost.best:.2f} s")
+    print(
+        f"{f'sweep of {cost.runs}: a run beside training, at most 0.5':44s}{cost.median:8.2f} s, best {cost.best:.2f} s"
+    )
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps({"start_up": asdict(started), "sweep": asdict(cost)}, indent=2) + "\n")

@@ -75,8 +75,8 @@ def simulate_config(
     """Run a composed configuration into this folder; `observers` watch it besides the usual ones.
 
     `backend_of` makes the backend of runs that are no simulation, and whose every round is told; `strategy` replaces
-    the configuration's; `title` goes before each line about a round, where several runs print side by side; `load` loads
-    the data, which runs in one process may share.
+    the configuration's; `title` goes before each line about a round, where several runs print side by side; `load`
+    loads the data, which runs in one process may share.
     """
     with ray_ends_like_ctrl_c(), traced(folder), noted_in_log(folder):
         shown = _shown(progress, title) if backend_of is None else [RoundLines(tell, every=0.0)]

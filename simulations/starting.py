@@ -13,7 +13,7 @@ def simulate() -> NoReturn:
     gc.disable()
     try:
         from fsl.simulations.fsl_simulate import main
-        from fsl.simulations.sweeps import sweep as sweep  # needed by every run, and imported by that module's functions
+        from fsl.simulations.sweeps import sweep as sweep  # which it imports later
     finally:
         gc.freeze()
         gc.enable()

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fsl.errors import ConfigError
-from fsl.files import write_bytes
 from fsl.run.plotting import (
     BYTE_UNITS,
     STYLES,
@@ -22,7 +20,6 @@ from fsl.run.plotting import (
     new_figures,
     save_figure,
     save_png,
-    to_bytes,
     unit_for,
 )
 
@@ -111,14 +108,8 @@ def class_counts_figure(counts: np.ndarray, path: Path, title: str) -> None:
     """
     devices, classes = counts.shape
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, _class_counts_png(counts.tobytes(), counts.dtype.str, (devices, classes), title), durable=False)
-
-
-@lru_cache(maxsize=8)  # runs of a sweep often divide the same data in the same way
-def _class_counts_png(counts: bytes, dtype: str, shape: tuple[int, int], title: str) -> bytes:
-    table = np.frombuffer(counts, dtype).reshape(shape)
-    heat = shape[0] > _MAX_BARS or shape[1] > len(_HATCHES)
-    return to_bytes(_heat_map(table, title) if heat else _bars(table, title), "png")
+    heat = devices > _MAX_BARS or classes > len(_HATCHES)
+    save_png(_heat_map(counts, title) if heat else _bars(counts, title), path)
 
 
 def _accuracies(rows: Rows) -> list[Curve]:

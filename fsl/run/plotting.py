@@ -3,12 +3,12 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from fsl.errors import ConfigError
 from fsl.files import write_bytes
+from fsl.run.figure_bytes import to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,12 +75,18 @@ def new_figure(
     figure, (axes,) = new_figures(title, 1, height, width, "constrained" if margins is None else None)
     if margins is not None:
         top = margins.top + _TITLE_LINE * (1 + _wrapped(title, width).count("\n"))
-        figure.subplots_adjust(margins.left / width, margins.bottom / height, 1 - margins.right / width, 1 - top / height)
+        figure.subplots_adjust(
+            margins.left / width, margins.bottom / height, 1 - margins.right / width, 1 - top / height
+        )
     return figure, axes
 
 
 def new_figures(
-    title: str, plots: int, height: float = 4.2, width: float = 7.2, layout: Literal["constrained"] | None = "constrained"
+    title: str,
+    plots: int,
+    height: float = 4.2,
+    width: float = 7.2,
+    layout: Literal["constrained"] | None = "constrained",
 ) -> "tuple[Figure, list[Axes]]":
     """A figure with so many plots side by side, under one title."""
     # The object interface: pyplot would open windows, and keep every figure of a sweep.
@@ -117,18 +123,6 @@ def save_figure(figure: "Figure", path: Path) -> None:
 def to_svg(figure: "Figure") -> bytes:
     """A figure as SVG that needs no font and is equal for equal data."""
     return to_bytes(figure, "svg")
-
-
-def to_bytes(figure: "Figure", form: str, dpi: int = 150) -> bytes:
-    """A figure as a file's content, equal for equal data; a PDF has its fonts as text that can be found and edited."""
-    from matplotlib import rc_context
-
-    buffer = BytesIO()
-    with rc_context({"svg.hashsalt": "fsl", "svg.fonttype": "path", "pdf.fonttype": 42}):
-        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        options = {"pil_kwargs": {"compress_level": 1}} if form == "png" else {}  # 6 takes as long as drawing
-        figure.savefig(buffer, format=form, dpi=dpi, metadata=undated.get(form), **options)
-    return buffer.getvalue()
 
 
 def check_formats(formats: Sequence[str], option: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from fsl.run.plotting import to_bytes
+from fsl.run.figure_bytes import to_bytes
 
 
 class ShownFigure(Figure):

@@ -24,7 +24,7 @@ class SharedData:
     """Keeps the last data that were loaded, and gives them to runs of equal settings.
 
     Who gets data that another run has had gets the same values: they are compared by the digest of every value, and
-    loaded anew where a run wrote into them. Only data in memory are kept: a Dataset that draws its items is loaded anew.
+    loaded anew where a run wrote into them. Only data in memory are kept; a Dataset that draws its items is made anew.
     """
 
     def __init__(self, load: Callable[[Mapping[str, Any]], TaskData] = load_data):

@@ -3,7 +3,7 @@
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,19 +35,15 @@ def row(round: int, **more: object) -> dict:
 
 
 @pytest.fixture
-def drawn(monkeypatch) -> Iterator[dict[str, Figure]]:
+def drawn(monkeypatch) -> dict[str, Figure]:
     """Copies of the figures by file name, looked at instead of written."""
     kept: dict[str, Figure] = {}
 
-    def keep(name: str, figure: Figure) -> bytes:
-        kept[name] = pickle.loads(pickle.dumps(figure))
-        return b""
+    def keep(figure: Figure, path: Path) -> None:
+        kept[path.stem] = pickle.loads(pickle.dumps(figure))
 
-    monkeypatch.setattr(figures, "save_png", lambda figure, path: keep(path.stem, figure))
-    monkeypatch.setattr(figures, "to_bytes", lambda figure, form: keep("classes", figure))
-    figures._class_counts_png.cache_clear()
-    yield kept
-    figures._class_counts_png.cache_clear()
+    monkeypatch.setattr(figures, "save_png", keep)
+    return kept
 
 
 def curves(figure: Figure) -> dict[str, list[tuple[float, float]]]:

@@ -23,7 +23,7 @@ from tests.helpers.places import ROOT
 SMOKE = ["experiment=smoke", "rounds=1", "devices=2", "samples_per_device=16"]
 DIGITS = {"_target_": "fsl.data.digits", "test_share": 0.2}
 # What takes seconds or hundreds of megabytes to import, and a small run on digits has no use for.
-HEAVY = ("ray", "opacus", "datasets", "flwr_datasets", "pandas", "pyarrow", "scipy", "sklearn", "transformers", "optuna")
+HEAVY = ("ray", "opacus", "datasets", "flwr_datasets", "pandas", "pyarrow", "scipy", "sklearn", "optuna")
 
 
 class Counted:
