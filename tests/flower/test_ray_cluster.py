@@ -45,7 +45,7 @@ class OnMachines(fsl.Backend):
         return grid
 
 
-def on(machines: Cluster, cpus: float = 1.0) -> OnMachines:
+def on(machines: Cluster, cpus: float = 0.5) -> OnMachines:
     return OnMachines("ray", address=machines.address, cpus=cpus)
 
 
@@ -89,7 +89,7 @@ def test_nodes_on_two_machines_give_the_run_of_one_process_to_the_bit(machines):
             spread.append(len(set(backend.grid.machines().values())))
 
     options = {"devices": 4, "rounds": 2}
-    there = run(SplitFedV1(), nodes=4, backend=backend, observers=[Look()], **options)
+    there = run(SplitFedV1(), nodes=2, backend=backend, observers=[Look()], **options)
     assert spread == [2, 2]
     assert_same_run(run(SplitFedV1(), **options), there)
 
