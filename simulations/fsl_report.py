@@ -31,7 +31,8 @@ from fsl.simulations.reports.tables import Table, against_table, groups_table, p
 
 from fsl.errors import ConfigError, FslError, RunError
 from fsl.files import write_bytes
-from fsl.run.plotting import FORMATS, check_formats, to_bytes
+from fsl.run.figure_bytes import to_bytes
+from fsl.run.plotting import FORMATS, check_formats
 from fsl.run.run_folder import RunFolder
 
 _FORMS = ("table", "latex", "markdown")

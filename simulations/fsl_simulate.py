@@ -85,13 +85,17 @@ def _single(arguments: Sequence[str]) -> int:
 
 def _ended(arguments: Sequence[str], outcome: _Outcome) -> int:
 
-    @hydra.main(version_base="1.3", config_path="pkg://fsl.configs", config_name="config")
     def job(config: DictConfig) -> float | None:
         return _job(config, outcome)
 
+    from fsl.simulations.sweeps.hydra_sweep import is_run, run_once
+
     try:
         _check_folders(arguments)
-        job()
+        if is_run(arguments):
+            run_once(arguments, job)
+        else:
+            hydra.main(version_base="1.3", config_path="pkg://fsl.configs", config_name="config")(job)()
         if outcome.failure is not None:
             raise outcome.failure
     except KeyboardInterrupt as error:

@@ -38,6 +38,7 @@ from fsl.run.config import (
     build_stop,
     build_trackers,
     build_wire,
+    load_data,
     read_config,
 )
 from fsl.run.exit_config import build_exits
@@ -70,17 +71,19 @@ def simulate_config(
     backend_of: Callable[[RunConfig, TaskData], Backend] | None = None,
     strategy: CloudStrategy | None = None,
     title: str = "",
+    load: Callable[[Mapping[str, Any]], TaskData] = load_data,
 ) -> Run:
     """Run a composed configuration into this folder; `observers` watch it besides the usual ones.
 
     `backend_of` makes the backend of runs that are no simulation, and whose every round is told; `strategy` replaces
-    the configuration's; `title` goes before each line about a round, where several runs print side by side.
+    the configuration's; `title` goes before each line about a round, where several runs print side by side; `load`
+    loads the data, which runs in one process may share.
     """
     with ray_ends_like_ctrl_c(), traced(folder), noted_in_log(folder):
         shown = _shown(progress, title) if backend_of is None else [RoundLines(tell, every=0.0)]
         watching = (*shown, TensorBoard(), *build_trackers(read_config(config).trackers))
         # The last observer hears of the end first, so that trackers find the figures drawn.
-        return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy)
+        return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy, load)
 
 
 def _simulate(
@@ -89,9 +92,10 @@ def _simulate(
     observers: Sequence[Observer],
     backend_of: Callable[[RunConfig, TaskData], Backend] | None,
     strategy: CloudStrategy | None,
+    load: Callable[[Mapping[str, Any]], TaskData],
 ) -> Run:
     top = read_config(config)
-    data, augmentation = build_data(top.data, top.training.seed)
+    data, augmentation = build_data(top.data, top.training.seed, load)
     objective = build_objective(top.objective)
     model, cut = build_model(top.model, data, top.training.seed, objective)
     check_resume(top.resume)

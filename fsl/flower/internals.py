@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
@@ -56,6 +57,11 @@ def node_context(run_id: int, node_id: int) -> Context:
 def unavailable(message: Message, reason: str) -> Message:
     """Returns an error reply in place of a node that died."""
     return Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=message)
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """Returns a message of the same metadata with another content."""
+    return make_message(message.metadata, content=content)
 
 
 def stamp(message: Message, run_id: int, message_id: str) -> str:

@@ -2,35 +2,34 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pickle import PicklingError
 from typing import Any
 
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; without it Ray warns
-
-import ray
-from flwr.app import Context, Message
+from flwr.app import Array, Context, Message
 from flwr.clientapp import ClientApp
 
-from fsl.errors import ConfigError, FslError, RunError
+from fsl.errors import ConfigError, FslError
 from fsl.faults import Failure, fault_of, said
 from fsl.flower.internals import AppFactory, SimulationGrid, node_context, unavailable
+from fsl.flower.ray_session import RaySession, places, ray, refuse_too_many
+from fsl.flower.shared_arrays import Envelope, enveloped
 from fsl.segments.uncompiled import leave_out_compiler
 
 log = logging.getLogger(__name__)
+
+# What Ray raises for a task whose actor, machine or result is gone.
+_GONE = (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
 
 
 @dataclass(frozen=True)
 class RayOptions:
     """Says where the nodes run, and with how much of a machine.
 
-    `address`: None starts Ray here and stops it at the end; "auto" or "host:port" joins a running cluster.
+    `address`: None starts Ray here, for all runs of this process; "auto" or "host:port" joins a running cluster.
     `cpus`, `gpus`: each node's share, fractions allowed. `start_timeout`: seconds until every node must be up.
     """
 
@@ -63,19 +62,24 @@ class _NodeActor:
     def pid(self) -> int:
         return os.getpid()
 
-    def answer(self, message: Message, named: dict[str, type]) -> Message | Failure:
+    def machine(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def answer(self, envelope: Envelope, named: dict[str, type], shared: Sequence[Array] | None) -> Message | Failure:
         self.named.update(named)  # the table that the app's nodes look into
         try:
-            return self.app(message, self.context)
+            return self.app(envelope.opened(shared or ()), self.context)
         except BaseException as error:  # an exit in the user's code does not kill the node either
             return Failure.of(error)
 
 
 class RayGrid(SimulationGrid):
-    """Pins each node to a Ray actor.
+    """Pins each node to a Ray actor, and spreads them over the cluster's machines.
 
-    For a node that dies in a round it returns an error reply that names the node, and it starts the node again for the
-    next; a node's exception it raises here, in one line, with the node's own traceback as a note.
+    For a node that dies in a round it returns an error reply that names the node, and starts the node again for the
+    next round, on what is left of the cluster. Where that has no room the run goes on without the node: `get_node_ids`
+    leaves it out, so that others get its devices, until there is room. A node's exception it raises here, in one line,
+    with the node's own traceback as a note.
 
     `named`: classes that plans name, by path. Ray sends them to the nodes, those of a script, a notebook or a function
     by value; later additions go with the next message.
@@ -92,47 +96,65 @@ class RayGrid(SimulationGrid):
         self._named = {} if named is None else named
         self._sent = dict(self._named)
         self.options = options or RayOptions()
-        self._started_ray = False
         self._actors: dict[int, Any] = {}
         self._begun: dict[int, Any] = {}
+        self._lost: dict[int, bool] = {}  # nodes that are not up, and whether somebody was told
         try:
-            self._connect()
-            self._refuse_what_cannot_be_placed()
+            RaySession.open(self.options.address)
+            refuse_too_many(nodes, self.options.cpus, self.options.gpus)
             self._bundle = self._put(make_app)
-            self._actors = {node: self._spawn(node) for node in self._node_ids}
+            for node in self._node_ids:
+                self._spawn(node)
             self._wait_until_up(self._node_ids)
         except BaseException:
             self.close()
             raise
 
+    def get_node_ids(self) -> Iterable[int]:
+        """Returns the nodes that are up, after nodes that died had time to come up again."""
+        for node in sorted(self._lost):
+            self._bring_back(node)
+        return [node for node in self._node_ids if node not in self._lost]
+
     def answer(self, messages: list[Message], timeout: float | None) -> list[Message]:
         """Send each message to its actor, and wait for all replies at most `timeout` seconds."""
         new = {path: kind for path, kind in self._named.items() if self._sent.get(path) is not kind}
-        pending = {self._actors[m.metadata.dst_node_id].answer.remote(m, new): m for m in messages}
+        envelopes, shared = enveloped(messages)
+        replies, pending = [], {}
+        for message, envelope in zip(messages, envelopes):
+            node = message.metadata.dst_node_id
+            if node in self._lost:
+                replies.append(unavailable(message, f"node-{node} is not up"))
+            else:
+                pending[self._actors[node].answer.remote(envelope, new, shared)] = message
         deadline = None if timeout is None else time.monotonic() + timeout
-        replies = []
         while pending:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             done, _ = ray.wait(list(pending), num_returns=1, timeout=left)
             if not done:
                 break
-            message = pending.pop(done[0])
-            try:
-                reply = ray.get(done[0])
-            except ray.exceptions.RayActorError:
-                replies.append(self._replace(message, "died"))
-                continue
-            except ray.exceptions.RayTaskError as error:
-                raise fault_of(_cause(error), f"node {message.metadata.dst_node_id}") from error
-            if isinstance(reply, Failure):
-                raise reply.error()
-            replies.append(reply)
+            replies.append(self._reply(done[0], pending.pop(done[0])))
         replies.extend(self._replace(message, f"did not answer in {timeout} s") for message in pending.values())
         return replies
+
+    def _reply(self, done: Any, message: Message) -> Message:
+        try:
+            reply: Message | Failure = ray.get(done)
+        except _GONE:
+            return self._replace(message, "died")
+        except ray.exceptions.RayTaskError as error:
+            raise fault_of(_cause(error), f"node {message.metadata.dst_node_id}") from error
+        if isinstance(reply, Failure):
+            raise reply.error()
+        return reply
 
     def pids(self) -> dict[int, int]:
         """Returns each node's process id."""
         return {node: ray.get(actor.pid.remote(), timeout=60) for node, actor in self._actors.items()}
+
+    def machines(self) -> dict[int, str]:
+        """Returns Ray's name of each node's machine."""
+        return {node: ray.get(actor.machine.remote(), timeout=60) for node, actor in self._actors.items()}
 
     def _put(self, make_app: AppFactory) -> Any:
         """Put what every node gets into Ray's store; ConfigError where it cannot go to another process."""
@@ -146,56 +168,53 @@ class RayGrid(SimulationGrid):
             ) from error
 
     def release(self) -> None:
-        """Kill the actors, and stop Ray where this Grid started it."""
+        """Kill the actors; Ray stays for the next run of this process."""
         if ray.is_initialized():
             for actor in self._actors.values():
                 ray.kill(actor, no_restart=True)
-            self._actors.clear()
-            if self._started_ray:
-                ray.shutdown()
+        self._actors.clear()
 
-    def _connect(self) -> None:
-        if ray.is_initialized():
-            return
-        with _own_sigterm():
-            self._start_or_join()
-
-    def _start_or_join(self) -> None:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
-        try:
-            if self.options.address is None:
-                _start(quiet)
-            else:
-                ray.init(address=self.options.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ConfigError(
-                f"backend.address={self.options.address}: no Ray cluster answers ({line}); start one with "
-                "'ray start --head', or leave the address out to start Ray here"
-            ) from None
-        self._started_ray = True
-
-    def _refuse_what_cannot_be_placed(self) -> None:
-        machines = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-        want = {"CPU": self.options.cpus, "GPU": self.options.gpus}
-        places = sum(
-            int(min((m.get(kind, 0.0) + 1e-9) / share for kind, share in want.items() if share)) for m in machines
-        )
-        if len(self._node_ids) > places:
-            have = ", ".join(f"{sum(m.get(k, 0) for m in machines):g} {k}" for k in want)
-            raise ConfigError(
-                f"nodes={len(self._node_ids)} cannot be placed: each wants {self.options.cpus:g} CPU and "
-                f"{self.options.gpus:g} GPU, and Ray has {have}, room for {places}; use fewer nodes, or smaller shares "
-                "(backend.cpus=0.5)"
-            )
-
-    def _spawn(self, node: int) -> Any:
+    def _spawn(self, node: int) -> None:
         actor = ray.remote(_NodeActor).options(
-            num_cpus=self.options.cpus, num_gpus=self.options.gpus, max_restarts=0, max_task_retries=0
+            num_cpus=self.options.cpus,
+            num_gpus=self.options.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
         )
-        made: Any = actor.remote(list(sys.path), self.run_id, node)
-        self._begun[node] = made.begin.remote(self._bundle)
-        return made
+        self._actors[node] = actor.remote(list(sys.path), self.run_id, node)
+        self._begun[node] = self._actors[node].begin.remote(self._bundle)
+
+    def _bring_back(self, node: int) -> None:
+        """Wait for a node that was started again, as long as the cluster has room for it."""
+        deadline = time.monotonic() + self.options.start_timeout
+        while self._has_room() and time.monotonic() < deadline:
+            if node not in self._actors:
+                self._spawn(node)
+            if ray.wait([self._begun[node]], timeout=1.0)[0]:
+                try:
+                    ray.get(self._begun[node])
+                except _GONE:  # its new machine is gone as well, or was before anybody noticed
+                    self._give_up(node)
+                    continue
+                del self._lost[node]
+                return
+        if not self._lost[node]:
+            self._lost[node] = True
+            log.warning(
+                "the cluster has no room for node-%d: the run goes on without it, and others get its devices, until "
+                "there is room",
+                node,
+            )
+        self._give_up(node)
+
+    def _has_room(self) -> bool:
+        """Returns whether the machines that are up hold the nodes that are up, and one more."""
+        return places(self.options.cpus, self.options.gpus) > len(self._node_ids) - len(self._lost)
+
+    def _give_up(self, node: int) -> None:
+        if (actor := self._actors.pop(node, None)) is not None:
+            ray.kill(actor, no_restart=True)
 
     def _wait_until_up(self, nodes: list[int]) -> None:
         waiting = {self._begun[node]: node for node in nodes}
@@ -220,41 +239,10 @@ class RayGrid(SimulationGrid):
     def _replace(self, message: Message, what: str) -> Message:
         node = message.metadata.dst_node_id
         log.warning("node-%d %s; it is started again for the next round", node, what)
-        ray.kill(self._actors[node], no_restart=True)
-        self._actors[node] = self._spawn(node)
+        self._give_up(node)
+        self._lost[node] = False
         return unavailable(message, f"node-{node} {what}")
 
 
 def _cause(error: ray.exceptions.RayTaskError) -> BaseException:
     return error.cause if isinstance(error.cause, BaseException) else error
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep this process's SIGTERM handler, which Ray would replace by its own."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if before is not None and before != signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _start(options: dict[str, Any]) -> None:
-    """Start Ray on this machine; RunError where it does not come up."""
-    for attempts_left in (1, 0):
-        try:
-            ray.init(address="local", num_cpus=max(os.cpu_count() or 1, 1), include_dashboard=False, **options)
-            return
-        except Exception as error:  # Ray allows itself 30 s, and raises nothing more precise after them
-            if "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
-            if not attempts_left:
-                raise RunError(
-                    "Ray did not start within 30 s, twice: the machine is very busy, or short of memory; try again "
-                    "later, or use backend=inline"
-                ) from None

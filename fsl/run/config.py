@@ -2,7 +2,7 @@
 
 import inspect
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -192,13 +192,23 @@ def _typed(kind: type) -> list[tuple[Any, Any]]:
     return [(field, hints[field.name]) for field in fields(kind)]
 
 
-def build_data(config: Mapping[str, Any], seed: int) -> tuple[TaskData, Augmentation | None]:
-    """The task's data, its validation share held out, and the augmentation of training batches."""
+def load_data(config: Mapping[str, Any]) -> TaskData:
+    """The task's data, as a group's class and its options give them."""
+    return build_kind("data", config, TaskData)
+
+
+def build_data(
+    config: Mapping[str, Any], seed: int, load: Callable[[Mapping[str, Any]], TaskData] = load_data
+) -> tuple[TaskData, Augmentation | None]:
+    """The task's data, its validation share held out, and the augmentation of training batches.
+
+    `load` makes the data of a class and its options.
+    """
     values = dict(config)
     share = checked("data.validation", values.pop("validation", 0.0), float)
     augment = checked("data.augment", values.pop("augment", {}), Mapping[str, Any])
     augmentation = build_kind("data.augment", {"_target_": "fsl.data.Augmentation", **augment}, Augmentation)
-    data = build_kind("data", values, TaskData)
+    data = load(values)
     if share:
         data = replace(hold_out(data, share, seed), origin=f"{digest(data.train)} without {share:g}")
     return data, augmentation if augmentation != Augmentation() else None

@@ -14,6 +14,7 @@ from fsl.run.plotting import (
     BYTE_UNITS,
     STYLES,
     TIME_UNITS,
+    Margins,
     check_formats,
     new_figure,
     new_figures,
@@ -55,19 +56,34 @@ def run_figures(rows: Rows, folder: Path, title: str, formats: Sequence[str] = (
     formats = check_formats(formats, "formats")
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {
-        "accuracy": _accuracy(rows, title),
-        "loss": _loss(rows, title),
-        "bytes": _bytes(rows, title),
-        "time": _time(rows, title),
+        "accuracy": (_accuracies, _draw_accuracy),
+        "loss": (_losses, _draw_loss),
+        "bytes": (_sent, _draw_sent),
+        "time": (_times, _draw_time),
     }
+    known = {name: draw for name, (curves, draw) in drawn.items() if curves(rows)}
+    if not known:
+        return []
     written = []
-    for name, figure in drawn.items():
-        if figure is not None:
-            for form in formats:
-                path = folder / f"{name}.{form}"
-                save_png(figure, path) if form == "png" else save_figure(figure, path)
-                written.append(path)
+    figure, axes = new_figure(title, margins=Margins())  # one for all: its frame takes as long as what is in it
+    for name, draw in known.items():
+        draw(axes, rows)
+        for form in formats:
+            path = folder / f"{name}.{form}"
+            save_png(figure, path) if form == "png" else save_figure(figure, path)
+            written.append(path)
+        _empty(axes)
     return written
+
+
+def _empty(axes: "Axes") -> None:
+    """Take the curves out of a plot, and what came with them."""
+    for artist in [*axes.lines, *axes.collections]:
+        artist.remove()
+    if (legend := axes.get_legend()) is not None:
+        legend.remove()
+    axes.set_autoscale_on(True)
+    axes.relim()
 
 
 def plot(rows: Rows, title: str = "") -> "Figure":
@@ -94,22 +110,6 @@ def class_counts_figure(counts: np.ndarray, path: Path, title: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     heat = devices > _MAX_BARS or classes > len(_HATCHES)
     save_png(_heat_map(counts, title) if heat else _bars(counts, title), path)
-
-
-def _accuracy(rows: Rows, title: str) -> "Figure | None":
-    if not _accuracies(rows):
-        return None
-    figure, axes = new_figure(title)
-    _draw_accuracy(axes, rows)
-    return figure
-
-
-def _loss(rows: Rows, title: str) -> "Figure | None":
-    if not _losses(rows):
-        return None
-    figure, axes = new_figure(title)
-    _draw_loss(axes, rows)
-    return figure
 
 
 def _accuracies(rows: Rows) -> list[Curve]:
@@ -162,34 +162,35 @@ def _draw_traffic(axes: "Axes", rows: Rows) -> None:
     _from_zero(axes, scaled)
 
 
-def _bytes(rows: Rows, title: str) -> "Figure | None":
+def _sent(rows: Rows) -> list[Curve]:
+    """What was sent so far, as far as anything was."""
     lines = [
         _cumulative(rows, "up_bytes", "smashed data, up"),
         _cumulative(rows, "down_bytes", "cut gradients, down"),
         _cumulative(rows, "model_bytes", "model states"),
     ]
-    lines = [line for line in lines if any(line.values)]
-    if not lines:
-        return None
+    return [line for line in lines if any(line.values)]
+
+
+def _draw_sent(axes: "Axes", rows: Rows) -> None:
+    lines = _sent(rows)
     size, unit = unit_for(_top(lines), BYTE_UNITS)
     scaled = [line.scaled(1 / size) for line in lines]
-    figure, axes = new_figure(title)
     _draw(axes, scaled, f"sent so far ({unit})")
     _legend(axes)
     _from_zero(axes, scaled)
-    return figure
 
 
-def _time(rows: Rows, title: str) -> "Figure | None":
+def _times(rows: Rows) -> list[Curve]:
     simulated = _cumulative(rows, "sim_seconds", "simulated time")
-    line = simulated if simulated.rounds else _cumulative(rows, "seconds", "wall time")
-    if not line.rounds:
-        return None
+    return _known(simulated if simulated.rounds else _cumulative(rows, "seconds", "wall time"))
+
+
+def _draw_time(axes: "Axes", rows: Rows) -> None:
+    (line,) = _times(rows)
     size, unit = unit_for(_top([line]), TIME_UNITS)
-    figure, axes = new_figure(title)
     _draw(axes, [line.scaled(1 / size)], f"{line.name} so far ({unit})")
     _from_zero(axes, [line])
-    return figure
 
 
 def _is_number(value: object) -> bool:
@@ -270,23 +271,25 @@ def _legend(axes: "Axes") -> None:
 
 def _bars(counts: np.ndarray, title: str) -> "Figure":
     from matplotlib import colormaps
+    from matplotlib.collections import PolyCollection
 
     devices, classes = counts.shape
-    figure, axes = new_figure(title, height=min(7.2, max(3.4, 1.9 + 0.28 * devices)))
+    height = min(7.2, max(3.4, 1.9 + 0.28 * devices))
+    figure, axes = new_figure(title, height, margins=Margins(right=1.0, top=0.1))
     left = np.zeros(devices)
     for label in range(classes):
-        color = colormaps["viridis"](0.15 + 0.75 * label / max(classes - 1, 1))
-        axes.barh(
-            range(devices),
-            counts[:, label],
-            left=left,
-            color=color,
+        right = left + counts[:, label]
+        bars = PolyCollection(
+            [((a, y - 0.4), (b, y - 0.4), (b, y + 0.4), (a, y + 0.4)) for y, (a, b) in enumerate(zip(left, right))],
+            facecolor=colormaps["viridis"](0.15 + 0.75 * label / max(classes - 1, 1)),
             hatch=_HATCHES[label],
             edgecolor="white",
             linewidth=0.4,
             label=str(label),
         )
-        left += counts[:, label]
+        axes.add_collection(bars)  # a patch for each bar would take five times as long to draw
+        left = right
+    axes.set_xlim(0, max(1.0, 1.05 * left.max()))
     axes.set_xlabel("samples")
     axes.set_ylabel("device")
     axes.set_yticks(range(devices))

@@ -3,12 +3,12 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from fsl.errors import ConfigError
 from fsl.files import write_bytes
+from fsl.run.figure_bytes import to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,6 +43,19 @@ STYLES = (
     Style("#6F6F6F", "-", ">", 5),
 )
 FORMATS = ("png", "svg", "pdf")
+_TITLE_LINE = 0.25  # inches
+
+
+@dataclass(frozen=True)
+class Margins:
+    """Room about the only plot of a figure, in inches, below its title; what is in it must fit."""
+
+    left: float = 0.9
+    right: float = 0.2
+    bottom: float = 0.6
+    top: float = 0.35  # for a legend above the plot
+
+
 BYTE_UNITS: Units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 TIME_UNITS: Units = ((3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
@@ -52,35 +65,49 @@ def unit_for(top: float, units: Units) -> tuple[float, str]:
     return next((unit for unit in units if top >= 2 * unit[0]), units[-1])
 
 
-def new_figure(title: str, height: float = 4.2, width: float = 7.2) -> "tuple[Figure, Axes]":
-    """A figure with one plot, in inches; its title is text, never mathematics."""
-    figure, (axes,) = new_figures(title, 1, height, width)
+def new_figure(
+    title: str, height: float = 4.2, width: float = 7.2, margins: Margins | None = None
+) -> "tuple[Figure, Axes]":
+    """A figure with one plot, in inches; its title is text, never mathematics.
+
+    With `margins` the plot stands where they say, else where all labels find room, which takes longer than to draw it.
+    """
+    figure, (axes,) = new_figures(title, 1, height, width, "constrained" if margins is None else None)
+    if margins is not None:
+        top = margins.top + _TITLE_LINE * (1 + _wrapped(title, width).count("\n"))
+        figure.subplots_adjust(
+            margins.left / width, margins.bottom / height, 1 - margins.right / width, 1 - top / height
+        )
     return figure, axes
 
 
-def new_figures(title: str, plots: int, height: float = 4.2, width: float = 7.2) -> "tuple[Figure, list[Axes]]":
+def new_figures(
+    title: str,
+    plots: int,
+    height: float = 4.2,
+    width: float = 7.2,
+    layout: Literal["constrained"] | None = "constrained",
+) -> "tuple[Figure, list[Axes]]":
     """A figure with so many plots side by side, under one title."""
     # The object interface: pyplot would open windows, and keep every figure of a sweep.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    class ShownFigure(Figure):
-        """A figure that notebooks show, which know those of pyplot alone."""
+    from fsl.run.shown_figure import ShownFigure
 
-        def _repr_png_(self) -> bytes:
-            return to_bytes(self, "png", dpi=100)
-
-    figure = ShownFigure(figsize=(width, height), layout="constrained")
+    figure = ShownFigure(figsize=(width, height), layout=layout)
     FigureCanvasAgg(figure)
     places = list(figure.subplots(1, plots, squeeze=False)[0])
     if title:
-        wrapped = textwrap.fill(title, round(76 * width / 7.2), break_on_hyphens=False)
-        figure.suptitle(wrapped, fontsize=12, parse_math=False)
+        figure.suptitle(_wrapped(title, width), fontsize=12, parse_math=False)
     for axes in places:
         axes.grid(True, alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, places
+
+
+def _wrapped(title: str, width: float) -> str:
+    return textwrap.fill(title, round(76 * width / 7.2), break_on_hyphens=False)
 
 
 def save_png(figure: "Figure", path: Path) -> None:
@@ -89,24 +116,13 @@ def save_png(figure: "Figure", path: Path) -> None:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure in the format of the path's ending (one of FORMATS), atomically."""
-    write_bytes(path, to_bytes(figure, path.suffix.removeprefix(".")))
+    """Write a figure in the format of the path's ending (one of FORMATS), atomically; it can be drawn again."""
+    write_bytes(path, to_bytes(figure, path.suffix.removeprefix(".")), durable=False)
 
 
 def to_svg(figure: "Figure") -> bytes:
     """A figure as SVG that needs no font and is equal for equal data."""
     return to_bytes(figure, "svg")
-
-
-def to_bytes(figure: "Figure", form: str, dpi: int = 150) -> bytes:
-    """A figure as a file's content, equal for equal data; a PDF has its fonts as text that can be found and edited."""
-    from matplotlib import rc_context
-
-    buffer = BytesIO()
-    with rc_context({"svg.hashsalt": "fsl", "svg.fonttype": "path", "pdf.fonttype": 42}):
-        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(buffer, format=form, dpi=dpi, metadata=undated.get(form))
-    return buffer.getvalue()
 
 
 def check_formats(formats: Sequence[str], option: str) -> tuple[str, ...]:

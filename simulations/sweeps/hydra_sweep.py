@@ -1,7 +1,7 @@
-"""Runs Hydra's multirun by its parts, so that a sweep's folder and jobs are known before the first job begins.
+"""Runs Hydra by its parts: a sweep, whose folder and jobs are known before the first job begins, or one run.
 
-`hydra.main` returns nothing of a sweep and ends it with the first job that fails, so this module repeats its work. No
-other file uses Hydra's internals (hydra-core 1.3).
+`hydra.main` returns nothing of a sweep and ends it with the first job that fails, and it composes a run's configuration
+twice; so this module repeats its work. With `config_loaders`, no other file uses Hydra's internals (hydra-core 1.3).
 """
 
 import os
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fsl.simulations.sweeps.config_loaders import JobLoader
 from fsl.simulations.sweeps.jobs import BASIC_SWEEPER
 from hydra import version
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -41,12 +42,28 @@ class SweepArguments:
         return found + (["--config-name", self.config_name] if self.config_name != "config" else [])
 
 
+_OTHER_TASKS = ("help", "hydra_help", "version", "cfg", "info", "shell_completion", "experimental_rerun")
+
+
 def is_sweep(arguments: Sequence[str]) -> bool:
     """Returns whether a command line asks for a sweep (and not, say, for --help)."""
     options = _parse(arguments)
     asked = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
-    other = ("help", "hydra_help", "version", "cfg", "info", "shell_completion", "run", "experimental_rerun")
-    return asked and not any(getattr(options, name, None) for name in other)
+    return asked and not options.run and not any(getattr(options, name, None) for name in _OTHER_TASKS)
+
+
+def is_run(arguments: Sequence[str]) -> bool:
+    """Returns whether a command line asks for one run, by nothing but overrides and where configurations are."""
+    options = _parse(arguments)
+    other = any(getattr(options, name, None) for name in (*_OTHER_TASKS, "multirun", "config_path"))
+    return not other and not any(override.startswith("hydra.mode=") for override in options.overrides)
+
+
+def run_once(arguments: Sequence[str], job: TaskFunction) -> None:
+    """Run the one job of a command line."""
+    options = read_arguments(arguments)
+    with _opened(options, "fsl_simulate") as hydra:
+        hydra.run(options.config_name, job, [*options.overrides, "hydra.mode=RUN"])
 
 
 def read_arguments(arguments: Sequence[str]) -> SweepArguments:
@@ -105,6 +122,12 @@ class HydraSweep:
 @contextmanager
 def open_hydra(options: SweepArguments) -> Iterator[HydraSweep]:
     """Open Hydra with fsl's configurations, and those of `--config-dir`."""
+    with _opened(options, "run") as hydra:
+        yield HydraSweep(hydra, options)
+
+
+@contextmanager
+def _opened(options: SweepArguments, task_name: str) -> Iterator[Hydra]:
     version.setbase("1.3")
     path = create_automatic_config_search_path(None, None, "pkg://fsl.configs")
     if options.config_dir is not None:
@@ -112,9 +135,10 @@ def open_hydra(options: SweepArguments) -> Iterator[HydraSweep]:
 
         where = f"file://{os.path.abspath(options.config_dir)}"
         path.prepend(provider="command-line", path=where, anchor=SearchPathQuery(provider="schema"))
-    hydra = Hydra.create_main_hydra2(task_name="run", config_search_path=path)
+    hydra = Hydra(task_name=task_name, config_loader=JobLoader(config_search_path=path))
+    GlobalHydra.instance().initialize(hydra)
     try:
-        yield HydraSweep(hydra, options)
+        yield hydra
     finally:
         GlobalHydra.instance().clear()
 

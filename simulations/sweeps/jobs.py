@@ -17,6 +17,7 @@ from fsl.simulations.endings import failure_in_words, tell
 from fsl.simulations.error_lines import one_line
 from fsl.simulations.hydra_folder import Composed
 from fsl.simulations.one_run import accuracy, scores, simulate_config
+from fsl.simulations.sweeps.shared_data import SHARED
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -156,7 +157,7 @@ def _run(
         config.resume = str(run.path) if go_on else None
     # Two bars on one terminal are unreadable.
     try:
-        result = simulate_config(config, run.path, alone, [composed], title=f"job {job.number}")
+        result = simulate_config(config, run.path, alone, [composed], title=f"job {job.number}", load=SHARED)
     except UntrainedError as error:
         if not error.diverged:
             raise

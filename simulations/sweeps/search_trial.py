@@ -15,6 +15,7 @@ from fsl.simulations.error_lines import with_choices
 from fsl.simulations.hydra_folder import Composed
 from fsl.simulations.one_run import simulate_config
 from fsl.simulations.sweeps.jobs import can_go_on
+from fsl.simulations.sweeps.shared_data import SHARED
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, open_dict
 
@@ -80,7 +81,7 @@ def run_trial(task: TrialTask, report: Report) -> TrialResult:
             config.resume = str(task.folder) if go_on else None
         watching, title = [_Reporter(task.metric, report)], task.folder.name
         with ctrl_c_stays_itself():
-            rows = simulate_config(config, task.folder, task.progress, watching, title=title).metrics
+            rows = simulate_config(config, task.folder, task.progress, watching, title=title, load=SHARED).metrics
         return TrialResult("complete", score(rows, task))
     except _PrunedError as error:
         return TrialResult("pruned", reason=str(error))

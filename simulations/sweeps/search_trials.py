@@ -12,6 +12,7 @@ from fsl.simulations.reports.csv_tables import csv_text
 from fsl.simulations.reports.measures import NOTHING, Measure
 from fsl.simulations.reports.tables import Table
 from fsl.simulations.sweeps.search_trial import Report, TrialResult, TrialTask, run_trial
+from fsl.simulations.sweeps.shared_data import SHARED
 from fsl.simulations.sweeps.study import Study
 from fsl.simulations.sweeps.trial_pool import run_in_processes
 from optuna.trial import FrozenTrial, TrialState
@@ -39,6 +40,7 @@ class Trials:
     def run(self, count: int, jobs: int) -> None:
         """Run until there are `count` trials, interrupted ones first, `jobs` at a time."""
         self._interrupted = self._study.interrupted()
+        SHARED.forget()
         if jobs == 1:
             while (trial := self._next(count)) is not None:
                 self._end(trial, run_trial(self._task(trial, progress=True), self._report(trial)))

@@ -13,6 +13,7 @@ from fsl.simulations.error_lines import one_line
 from fsl.simulations.one_run import say
 from fsl.simulations.sweeps.hydra_sweep import HydraSweep, SweepArguments, is_sweep, open_hydra, read_arguments
 from fsl.simulations.sweeps.jobs import JOBS, JobError, JobRecord, SweepJob, read_record
+from fsl.simulations.sweeps.shared_data import SHARED
 from fsl.simulations.sweeps.sweep_overrides import SweepStart, continued, go_on, resumed_folder
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -72,6 +73,7 @@ def _sweep(options: SweepArguments, progress: _Progress) -> int:
         else:
             _put_back_what_is_not_done(progress)
         moved = None if Path.cwd() == here else here
+        SHARED.forget()
         _launch(hydra, SweepJob(continuing=earlier is not None, directory=moved), folder, progress)
     return _report(options, progress)
 

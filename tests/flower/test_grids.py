@@ -153,9 +153,9 @@ def test_ray_may_come_up_at_the_second_try_and_is_given_up_then(monkeypatch):
         tries.append(1)
         raise Exception("The current node timed out during startup. This could happen because ...")
 
-    monkeypatch.setattr("fsl.flower.ray_grid.ray.is_initialized", lambda: False)  # other tests' Ray stays as it is
-    monkeypatch.setattr("fsl.flower.ray_grid.ray.shutdown", lambda: None)
-    monkeypatch.setattr("fsl.flower.ray_grid.ray.init", slow)
+    monkeypatch.setattr("fsl.flower.ray_session.ray.is_initialized", lambda: False)  # other tests' Ray stays as it is
+    monkeypatch.setattr("fsl.flower.ray_session.ray.shutdown", lambda: None)
+    monkeypatch.setattr("fsl.flower.ray_session.ray.init", slow)
     with pytest.raises(RunError, match="Ray did not start within 30 s, twice: the machine is very busy"):
         RayGrid(echo_app, 1, RayOptions())
     assert len(tries) == 2

@@ -1,7 +1,9 @@
 """Pictures are drawn from whatever rows a run could write."""
 
+import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,9 +36,13 @@ def row(round: int, **more: object) -> dict:
 
 @pytest.fixture
 def drawn(monkeypatch) -> dict[str, Figure]:
-    """The figures by file name, looked at instead of written."""
+    """Copies of the figures by file name, looked at instead of written."""
     kept: dict[str, Figure] = {}
-    monkeypatch.setattr(figures, "save_png", lambda figure, path: kept.__setitem__(path.stem, figure))
+
+    def keep(figure: Figure, path: Path) -> None:
+        kept[path.stem] = pickle.loads(pickle.dumps(figure))
+
+    monkeypatch.setattr(figures, "save_png", keep)
     return kept
 
 
@@ -136,9 +142,19 @@ def test_many_devices_or_classes_are_a_heat_map(tmp_path, drawn, devices, classe
 def test_bars_hold_every_sample(tmp_path, drawn):
     counts = np.array([[3, 1], [0, 5]])
     class_counts_figure(counts, tmp_path / "classes.png", "samples")
-    bars = drawn["classes"].axes[0].patches
-    assert [bar.get_width() for bar in bars] == [3, 0, 1, 5]
-    assert len({bar.get_hatch() for bar in bars}) == 2
+    bars = drawn["classes"].axes[0].collections
+    assert [[np.ptp(bar.vertices[:, 0]) for bar in of_class.get_paths()] for of_class in bars] == [[3, 0], [1, 5]]
+    assert len({of_class.get_hatch() for of_class in bars}) == 2
+
+
+@pytest.mark.slow
+def test_a_picture_shows_nothing_of_the_one_drawn_before_on_the_same_canvas(tmp_path):
+    rows = [row(i, accuracy_std=0.1) for i in (1, 2, 3)]
+    (*_, after_others) = run_figures(rows, tmp_path / "all", "run")
+    known = [{"round": each["round"], "seconds": each["seconds"]} for each in rows]
+    (alone,) = run_figures(known, tmp_path / "alone", "run")
+    assert after_others.name == alone.name == "time.png"
+    assert after_others.read_bytes() == alone.read_bytes()
 
 
 def test_a_sample_of_many_devices_is_called_a_sample(tmp_path, drawn):
