@@ -46,6 +46,7 @@ class Workload:
     places: tuple[str, ...] | None = None  # of the segments; None: device, edge, and for a third one the device
     allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
     secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
+    durable: bool = True  # whether what it stores must outlive a power failure
     cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in the model's order
 
 
@@ -81,7 +82,7 @@ class Worker:
             head = copy.deepcopy(workload.head)
             start_training(head)
             self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
-        self.store = Store(workload.store)
+        self.store = Store(workload.store, workload.durable)
         self.measured: set[str] = set()  # privacy settings whose rows are measured
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
         self._at: dict[int, Worker] = {}

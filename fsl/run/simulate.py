@@ -255,6 +255,7 @@ def simulate(
         objective=loss,
         metrics=scored,
         store=(folder.checkpoint / "devices").absolute(),
+        durable=temporary is None,
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,

@@ -89,3 +89,13 @@ def test_old_generations_are_forgotten_with_their_files(tmp_path):
     for version in range(1, 5):
         store.save("fronts/3", version, {"w": torch.full((3,), float(version))}, (version - 1,))
     assert len(store._recent._contents) == 2
+
+
+def test_a_store_of_a_run_whose_folder_goes_waits_for_no_disk(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(node_store, "sync", waited.extend)
+    for durable in (True, False):
+        store = Store(tmp_path, durable)
+        store.save("fronts/3", 1, {"w": torch.ones(5)}, ())
+        store.sync()
+    assert waited == [Store(tmp_path).path("fronts/3", 1)]
