@@ -1,5 +1,6 @@
-"""A stack of any segment's weights: `torch.func.vmap` over them, and one optimizer step for all devices."""
+"""A stack of any segment's weights, with one optimizer step for all devices."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ class WeightStack(Stack):
     """One segment with each device's weights in memory, behind each other.
 
     The optimizer must step each element by its own gradient and history, as torch's do that `plain_plans` names.
+
+    `torch.func.vmap` runs the devices side by side. Convolutions on a CPU run device after device instead, with
+    channels last: vmap makes groups of them, which are slower there, and pooling where channels lie first is slower.
     """
 
     even = True
@@ -27,6 +31,8 @@ class WeightStack(Stack):
         self._recipe = recipe
         self._module = runtime.copied()
         self._run = torch.func.vmap(self._one)
+        convolves = any(isinstance(part, nn.Conv2d) for part in self._module.modules())
+        self._apart = convolves and runtime.accelerator.type == "cpu"
 
     def bytes_of(self, rows: int) -> int:
         """Returns the bytes of a device's weights, their gradients, and what an optimizer keeps, whatever the rows."""
@@ -48,10 +54,15 @@ class WeightStack(Stack):
 
     def forward(self, values: Tensor) -> Tensor:
         """Returns the outputs of the live devices' rows."""
-        apart = values.view(self._live, -1, *values.shape[1:])
+        if self._apart and values.dim() == 4:
+            values = values.contiguous(memory_format=torch.channels_last)
+        rows = values.view(self._live, -1, *values.shape[1:])
         buffers = {name: tensor[: self._live] for name, tensor in self._buffers.items()}
-        outputs: Tensor = self._run(dict(self._parameters), buffers, apart)
-        return outputs.flatten(0, 1)
+        if not self._apart:
+            outputs: Tensor = self._run(dict(self._parameters), buffers, rows)
+            return outputs.flatten(0, 1)
+        parameters, own = _each(self._parameters, self._live), _each(buffers, self._live)
+        return torch.cat([self._one(*given) for given in zip(parameters, own, rows.unbind(), strict=True)])
 
     def step(self, live: int) -> None:
         """Step all live devices in one call."""
@@ -98,3 +109,10 @@ class WeightStack(Stack):
     def states(self) -> dict[torch.dtype, Tensor]:
         """Returns every device's weights."""
         return self._rows
+
+
+def _each(tensors: Mapping[str, Tensor], devices: int) -> list[dict[str, Tensor]]:
+    """Returns stacked tensors as those of each device: views, whose gradients are put together once."""
+    if not tensors:
+        return [{} for _ in range(devices)]
+    return [dict(zip(tensors, one)) for one in zip(*(tensor.unbind() for tensor in tensors.values()))]
