@@ -1,21 +1,19 @@
 """Trains a cohort with its devices' segments in stacks: fronts alone, or with the backs where each device has one."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fsl.engines.stack import NotStackedError, Stack, Starts
 from fsl.engines.stacked_batches import JoinedBatch, StackedBatches
-from fsl.engines.step_bytes import StepBytes
+from fsl.engines.tallies import Tallies
 from fsl.errors import LostError
-from fsl.messages.reports import CohortResult, DeviceReport
+from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.objective import Objective
 from fsl.round.batches import plan_batches
-from fsl.round.cohort import StepWatcher, stepping
 from fsl.round.edge_side import EdgeSide
 from fsl.round.kept_states import load_private
 from fsl.round.unusable import lost_reason
@@ -26,18 +24,6 @@ from fsl.segments.sums import Total, WeightedSum, merge_totals
 from fsl.trainers import Replicated, Reply, Upload
 
 StackOf = Callable[[str], Stack]  # makes a stack of the segment of this name
-
-
-@dataclass
-class _Tally:
-    """What is noted of one device's round."""
-
-    steps: int = 0
-    examples: int = 0
-    losses: list[Tensor] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    up: int = 0
-    down: int = 0
 
 
 class StackedCohort:
@@ -66,24 +52,21 @@ class StackedCohort:
             device: plan_batches(worker.workload.partition.indices(device), plan, device, worker.skip_single)
             for device in sorted(self._tasks)
         }
-        self._tallies = {device: _Tally() for device in self._batches}
-        self._bytes = StepBytes()
-        self._counts: Counter[str] = Counter()
+        self._tallies = Tallies(plan, worker, self._batches, self.edge.server.trainer.bench.objective)
         self._totals: dict[str, Total] = {}
         self.lost: dict[int, str] = {}
 
     def run(self) -> CohortResult:
-        """Train every device once."""
-        with stepping(self.plan) as at:
-            if isinstance(self.edge.server.trainer, Replicated):
-                for group in self._groups(divided=True):
-                    self._replicas(group, at)
-            else:
-                self._lockstep([self._opened(group, ("front",)) for group in self._groups(divided=False)], at)
-        reports = tuple(self._report(device) for device in self._batches if device not in self.lost)
+        """Train every device once; nothing is kept of a cohort in which a step fails."""
+        if isinstance(self.edge.server.trainer, Replicated):
+            for group in self._groups(divided=True):
+                self._replicas(group)
+        else:
+            self._lockstep([self._opened(group, ("front",)) for group in self._groups(divided=False)])
+        reports = tuple(self._tallies.report(device) for device in self._batches if device not in self.lost)
         if not reports:
             return CohortResult(totals={}, reports=(), counts={}, lost=self.lost)
-        return CohortResult(totals=self._totals, reports=reports, counts=self._counts, lost=self.lost)
+        return CohortResult(totals=self._totals, reports=reports, counts=self._tallies.counts, lost=self.lost)
 
     # Groups of devices that are stacked together.
 
@@ -121,12 +104,11 @@ class StackedCohort:
 
     # A back for each device: both segments are stacked, and no device waits for another.
 
-    def _replicas(self, batches: StackedBatches, at: StepWatcher) -> None:
+    def _replicas(self, batches: StackedBatches) -> None:
         group = self._opened(batches, ("front", "back"))
         front, back = group.stacks["front"], group.stacks["back"]
         objective = self.edge.server.trainer.bench.objective
         for step in range(batches.steps):
-            at(batches.devices[0], step)
             batch = batches.at(step)
             smashed = front.forward(batch.inputs)
             means, loss = losses_of(objective, back.forward(smashed), batch, self._weights(front, batches.devices))
@@ -134,21 +116,21 @@ class StackedCohort:
             live = batches.live(step + 1) if step + 1 < batches.steps else 0
             front.step(live)
             back.step(live)
-            self._note(batches.devices, batch, smashed, means)
-        self._finish(group)
+            self._tallies.note(batches.devices, batch, smashed, means)
+        self._judge(group)
+        self._settle(group)
 
     # One back for all: fronts are stacked, and the trainer steps it on their uploads as in the loop.
 
-    def _lockstep(self, groups: "Sequence[_Group]", at: StepWatcher) -> None:
+    def _lockstep(self, groups: "Sequence[_Group]") -> None:
         trainer = self.edge.server.trainer
         for device in self._batches:
-            trainer.open(device, float(self._samples(device)))
+            trainer.open(device, float(self._tallies.samples(device)))
         for step in range(max(group.batches.steps for group in groups)):
             uploads: dict[int, Upload] = {}
             waiting: list[tuple[_Group, JoinedBatch, Tensor]] = []
             for group in groups:
                 if step < group.batches.steps:
-                    at(group.batches.devices[0], step)
                     batch = group.batches.at(step)
                     smashed = group.stacks["front"].forward(batch.inputs)
                     waiting.append((group, batch, smashed))
@@ -160,17 +142,19 @@ class StackedCohort:
             common = [reply for reply in replies.values() if reply.common and reply.device not in self.lost]
             for group, batch, smashed in waiting:
                 self._learn(group, step, batch, smashed, replies)
-            self._note_common(common)
+            self._tallies.note_common(common)
+        for group in groups:
+            self._judge(group)
         for device in self._batches:
             if device not in self.lost:
                 trainer.close(device)
         for group in groups:
-            self._finish(group)
+            self._settle(group)
         try:
             self._totals["back"] = trainer.result()
         except LostError as error:
             self.lost |= {device: error.reason for device in self._batches if device not in self.lost}
-        self._counts.update(trainer.counts())
+        self._tallies.counts.update(trainer.counts())
 
     def _uploads(self, devices: Sequence[int], step: int, batch: JoinedBatch, smashed: Tensor) -> dict[int, Upload]:
         sound = bool(smashed.sum().isfinite())
@@ -201,63 +185,40 @@ class StackedCohort:
             smashed.backward(gradient)
         live = group.batches.live(step + 1) if step + 1 < group.batches.steps else 0
         group.stacks["front"].step(live)
-        self._note(devices, batch, smashed, means)
+        self._tallies.note(devices, batch, smashed, means)
 
-    def _note_common(self, common: Sequence[Reply]) -> None:
-        if common:
-            sent = [self._bytes.of_gradient(reply.gradient) for reply in common]
-            self._counts["broadcast_saved"] += sum(sent) - max(sent)
-            self._counts["common_bytes"] += max(reply.gradient.nbytes for reply in common)
-
-    # What is noted of each device, and what becomes of its work.
-
-    def _note(
-        self, devices: Sequence[int], batch: JoinedBatch, smashed: Tensor, means: Sequence[Tensor | None] | Tensor
-    ) -> None:
-        objective = self.edge.server.trainer.bench.objective
-        for device, values, targets, mean in zip(devices, batch.own(smashed), batch.own(batch.targets), means):
-            if mean is None:
-                continue
-            tally, sent = self._tallies[device], self._bytes.of(values, targets)
-            tally.steps += 1
-            tally.examples += len(targets)
-            tally.losses.append(mean)
-            tally.weights.append(objective.weight(targets))
-            tally.up += sent.up
-            tally.down += sent.down
-            self._counts["smashed_bytes"] += sent.values
+    # What becomes of each device's work.
 
     def _weights(self, stack: Stack, devices: Sequence[int]) -> Tensor | None:
         """Returns what each device's loss counts where they make one step together; None where each steps alone."""
         if not stack.one_step:
             return None
-        samples = torch.tensor([self._samples(device) for device in devices], dtype=torch.float64)
+        samples = torch.tensor([self._tallies.samples(device) for device in devices], dtype=torch.float64)
         return samples / samples.sum()
-
-    def _samples(self, device: int) -> int:
-        return self.worker.workload.partition.size(device)
 
     def _lose(self, device: int, reason: str) -> None:
         self.lost[device] = lost_reason(self.plan, reason)
         if not isinstance(self.edge.server.trainer, Replicated):
             self.edge.server.trainer.abandon(device)
 
-    def _finish(self, group: "_Group") -> None:
-        """Add a stack's devices to the totals, or store what they keep; those whose work is unusable are lost."""
-        devices = group.batches.devices
+    def _judge(self, group: "_Group") -> None:
+        """Lose the devices whose work is unusable; NotStackedError where others' work depends on it."""
         limit = self.edge.server.trainer.bench.loss_limit
         sound = {name: stack.sound() for name, stack in group.stacks.items()}
-        for place, device in enumerate(devices):
+        for place, device in enumerate(group.batches.devices):
             if device in self.lost:
                 continue
-            losses = self._tallies[device].losses
-            if limit is not None and losses and not float(torch.stack(losses).max()) <= limit:
+            if not self._tallies.within(device, limit):
                 self._lose(device, REFUSED)
             elif bad := next((name for name, whole in sound.items() if not whole[place]), None):
                 self._lose(device, f"its {bad} is not finite; its training has diverged")
         if self.lost and any(stack.one_step for stack in group.stacks.values()):
             raise NotStackedError("a device is lost, whose loss is in the gradient of all")
-        samples = [0 if device in self.lost else self._samples(device) for device in devices]
+
+    def _settle(self, group: "_Group") -> None:
+        """Add a stack's devices to the totals, or store what they keep."""
+        devices = group.batches.devices
+        samples = [0 if device in self.lost else self._tallies.samples(device) for device in devices]
         if not sum(samples):
             return
         shares = torch.tensor(samples, dtype=torch.float64) / sum(samples)
@@ -276,23 +237,6 @@ class StackedCohort:
                 task = self._tasks[device]
                 tensors = layout.unpack(State({dtype: flat[place] for dtype, flat in rows.items()}))
                 self.worker.store.save(f"{segment}s/{device}", self.plan.round, tensors, (task.version, task.saved))
-
-    def _report(self, device: int) -> DeviceReport:
-        tally = self._tallies[device]
-        losses = torch.stack(tally.losses).tolist() if tally.losses else []
-        private = self.plan.fronts == "private"
-        return DeviceReport(
-            device=device,
-            samples=self._samples(device),
-            examples=tally.examples,
-            steps=tally.steps,
-            skipped=self._batches[device].skipped,
-            loss_sum=sum(loss * weight for loss, weight in zip(losses, tally.weights, strict=True)),
-            loss_weight=sum(tally.weights),
-            up_bytes=tally.up,
-            down_bytes=tally.down,
-            model_bytes=0 if private else 2 * self.worker.segments["front"].layout.bytes,
-        )
 
 
 @dataclass
