@@ -12,7 +12,7 @@ from fsl.engines.stack import NotStackedError
 from fsl.engines.stacking import Stacking
 from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import CohortTask, RoundPlan
-from fsl.quoting import short
+from fsl.quoting import one_line
 from fsl.round.node import by_the_loop
 from fsl.round.workload import Worker
 from fsl.segments.states import State
@@ -63,10 +63,8 @@ class Engines:
                     return self._stacking.train(name, task, plan, worker, states)
                 except NotStackedError as error:
                     reason = str(error)
-                except (
-                    Exception
-                ) as error:  # whoever's fault it is, the loop meets it at its device and step, or does not
-                    reason = f"a step failed ({type(error).__name__}: {short(error, 120)})"
+                except Exception as error:  # the loop meets it again, at its device and step, if it is the user's
+                    reason = f"a step failed ({type(error).__name__}: {one_line(str(error), 120)})"
             self._say(name, reason)
         if plain and trainer_kind(plan, worker) is Replicated:
             return OneGraphCohort(task, plan, worker, states).run()

@@ -1,4 +1,4 @@
-"""What is noted of each device of a stack in one round: steps, losses, and the bytes that messages would have weighed."""
+"""What is noted of a stack's devices in one round: steps, losses, and the bytes that messages would have weighed."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

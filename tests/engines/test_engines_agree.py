@@ -260,6 +260,31 @@ def test_a_device_that_diverges_is_lost_and_the_others_go_on(make, strategy, eng
     assert_near(loop, other, 1e-9)
 
 
+class Picky(nn.Module):
+    """Fails on a value that one row has."""
+
+    def forward(self, values):
+        if (values == 77).any():
+            raise ValueError("it is 77")
+        return values
+
+
+@pytest.mark.parametrize("engine", ["fused", "stacked"])
+def test_a_users_exception_names_its_device_and_step(engine):
+    task = small_task()
+    inputs = task.train.inputs.clone()
+    inputs[40] = 77
+    torch.manual_seed(0)
+    model = nn.Sequential(Picky(), nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 4))
+    options = {"cut": "2", "partition": [range(k, 96, 3) for k in range(3)], "batch_size": 8, "rounds": 1}
+    with pytest.raises(DeviceError) as loop:
+        by("loop", SplitFedV1(), model, data=TensorExamples(inputs, task.train.targets), **options)
+    with pytest.raises(DeviceError) as other:
+        by(engine, SplitFedV1(), model, data=TensorExamples(inputs, task.train.targets), **options)
+    assert "device 1, step" in str(other.value)
+    assert str(other.value).partition(", round")[2] == str(loop.value).partition(", round")[2]
+
+
 @pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=lambda s: type(s).__name__)
 def test_auto_measures_and_then_keeps_the_fastest(strategy, caplog):
     options = {
