@@ -203,10 +203,26 @@ SAMPLES = (
     _plain(VGG5, devices=10, target=0.90),
     _plain(VGG5, devices=100, target=0.95, steps=4),
 )
+
+
+class AveragedPSL(PSL):
+    """PSL whose fronts are averaged at each round's end, so that no device's own goes to the disk."""
+
+    fronts = "averaged"
+
+
+class AveragedSGLR(SGLR):
+    """SGLR whose fronts are averaged at each round's end."""
+
+    fronts = "averaged"
+
+
 MANY = (
     _unsplit(SplitFedV1, MLP, devices=1000, target=1.5),
     _unsplit(PSL, MLP, devices=1000, target=2.0),
     _unsplit(SGLR, MLP, devices=1000, target=2.0),
+    _unsplit(AveragedPSL, MLP, devices=1000, target=2.0),
+    _unsplit(AveragedSGLR, MLP, devices=1000, target=2.0),
     _unsplit(SGLR, VGG5, devices=100, target=1.2),
 )
 

@@ -53,7 +53,7 @@ PARTS = (
         title="SplitFed V1 over the unsplit loop",
         against="Samples a second over those of one unsplit model trained on the same batches in a plain loop.",
         module="engine",
-        arguments=("--only", "samples", "--pairs", "3"),
+        arguments=("--only", "samples", "--pairs", "7", "--engine", "stacked"),
         better="higher",
         limit=900,
     ),
@@ -63,8 +63,8 @@ PARTS = (
         against="Samples a second over those of an unsplit federation as a loop: the global weights are loaded for "
         "each device, and the models averaged.",
         module="engine",
-        arguments=("--only", "many", "--pairs", "3"),
-        quick=("--only", "many", "--pairs", "1", "--quick"),
+        arguments=("--only", "many", "--pairs", "7", "--engine", "stacked"),
+        quick=("--only", "many", "--pairs", "1", "--quick", "--engine", "stacked"),
         better="higher",
         limit=900,
     ),
@@ -73,7 +73,7 @@ PARTS = (
         title="Over Flower's own simulation",
         against="Rounds a second over those of Flower's `run_simulation` with one client a node.",
         module="engine",
-        arguments=("--only", "rounds", "--pairs", "2"),
+        arguments=("--only", "rounds", "--pairs", "3", "--engine", "stacked"),
         better="higher",
     ),
     Part(
