@@ -81,9 +81,11 @@ def simulate_config(
     """
     with ray_ends_like_ctrl_c(), traced(folder), noted_in_log(folder):
         shown = _shown(progress, title) if backend_of is None else [RoundLines(tell, every=0.0)]
-        watching = (*shown, TensorBoard(), *build_trackers(read_config(config).trackers))
+        top = read_config(config)
         # The last observer hears of the end first, so that trackers find the figures drawn.
-        return _simulate(config, folder, (*watching, Figures(), *observers), backend_of, strategy, load)
+        drawn = [Figures()] if top.figures else []
+        watching = (*shown, TensorBoard(), *build_trackers(top.trackers), *drawn, *observers)
+        return _simulate(config, folder, watching, backend_of, strategy, load)
 
 
 def _simulate(
@@ -161,8 +163,8 @@ def check_resume(resume: str | None) -> None:
 def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder) -> str:
     """Returns the lines that end a run: its results, and its folder."""
     names = folder.read_summary().get("metrics") or ()
-    lines = [scores(metrics, names), f"results: {_short(folder.path)}", f"figures: {_short(folder.figures)}"]
-    return "\n".join([*lines, *profile_lines(folder)])
+    drawn = [f"figures: {_short(folder.figures)}"] if folder.figures.exists() else []
+    return "\n".join([scores(metrics, names), f"results: {_short(folder.path)}", *drawn, *profile_lines(folder)])
 
 
 def profile_lines(folder: RunFolder) -> list[str]:

@@ -204,7 +204,7 @@ class StackedCohort:
     def _judge(self, group: "_Group") -> None:
         """Lose the devices whose work is unusable; NotStackedError where others' work depends on it."""
         limit = self.edge.server.trainer.bench.loss_limit
-        sound = {name: stack.sound() for name, stack in group.stacks.items()}
+        sound = {name: stack.sound().cpu() for name, stack in group.stacks.items()}
         for place, device in enumerate(group.batches.devices):
             if device in self.lost:
                 continue

@@ -57,6 +57,7 @@ class RunConfig:
     resume: str | None
     name: str | int | float | None
     tags: Mapping[str, Any]
+    figures: bool
     profile: bool
     allowed: list[str]
     strategy: Mapping[str, Any]

@@ -122,3 +122,10 @@ def test_a_job_s_configuration_is_the_one_that_hydra_composes(composing, overrid
 
     hydras = outcome(super(JobLoader, loader).load_sweep_config)
     assert [outcome(loader.load_sweep_config) for _ in range(2)] == [hydras] * 2
+
+
+@pytest.mark.slow
+def test_a_run_without_figures_draws_none_and_names_none(tmp_path, capsys):
+    assert command([*SMOKE, "figures=false", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert not (tmp_path / "run" / "figures").exists()
+    assert "figures:" not in capsys.readouterr().out
