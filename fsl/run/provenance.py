@@ -27,14 +27,8 @@ from fsl.settings.taking_part import is_plain
 from fsl.split.coded_model import uncoded
 
 _SPEED = ("foreach", "fused", "capturable", "differentiable")  # of torch's optimizers: how, not what
-CHANGE_NO_RESULT = (
-    "nodes",
-    "backend",
-    "resume",
-    "trackers",
-    "figures",
-    "profile",
-)  # keys by which runs of one result may differ
+# Keys by which runs of one result may differ.
+CHANGE_NO_RESULT = ("nodes", "backend", "resume", "trackers", "figures", "profile")
 _PACKAGES = ("fsl-flower", "flwr", "torch", "ray", "numpy", "opacus")
 
 
