@@ -90,6 +90,13 @@ def test_data_that_draw_their_items_are_loaded_for_every_run():
     assert len(loads) == 2
 
 
+@pytest.mark.slow
+def test_a_run_without_figures_draws_none_and_names_none(tmp_path, capsys):
+    assert command([*SMOKE, "figures=false", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert not (tmp_path / "run" / "figures").exists()
+    assert "figures:" not in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def composing() -> Iterator[tuple[JobLoader, DictConfig]]:
     with open_hydra(SweepArguments(["seed=7"])) as sweep:
@@ -122,10 +129,3 @@ def test_a_job_s_configuration_is_the_one_that_hydra_composes(composing, overrid
 
     hydras = outcome(super(JobLoader, loader).load_sweep_config)
     assert [outcome(loader.load_sweep_config) for _ in range(2)] == [hydras] * 2
-
-
-@pytest.mark.slow
-def test_a_run_without_figures_draws_none_and_names_none(tmp_path, capsys):
-    assert command([*SMOKE, "figures=false", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
-    assert not (tmp_path / "run" / "figures").exists()
-    assert "figures:" not in capsys.readouterr().out
