@@ -40,13 +40,20 @@ class LowRankLinear(nn.Module):
         self._steps, self._now, self._ended = [], 0, []
         if self._anchor.device != weight.device:
             self._anchor = torch.zeros((), requires_grad=True, device=weight.device)
-        shape = self._inputs.shape
-        if shape[0] != devices or shape[1] < rows or self._inputs.dtype != weight.dtype or not self._on(weight.device):
-            self._inputs = weight.new_zeros(devices, rows, self.ins)
-            self._gradients = weight.new_zeros(devices, rows, self.outs)
+        if (self._inputs.dtype, self._inputs.device) != (weight.dtype, weight.device):
+            self._inputs = self._gradients = weight.new_empty(0, 0, 0)
+        self._make_room(rows)
 
-    def _on(self, device: torch.device) -> bool:
-        return self._inputs.device == device
+    def _make_room(self, rows: int) -> None:
+        """Have room for so many rows of each device; a layer has more than the stack counts if it runs over tokens."""
+        devices, room, _ = self._inputs.shape
+        if devices == self._devices and room >= rows:
+            return
+        done, before = self._done, (self._inputs, self._gradients)
+        self._inputs = self._inputs.new_zeros(self._devices, rows, self.ins)
+        self._gradients = self._gradients.new_zeros(self._devices, rows, self.outs)
+        if done:
+            self._inputs[:, :done], self._gradients[:, :done] = before[0][:, :done], before[1][:, :done]
 
     @property
     def _done(self) -> int:
@@ -61,6 +68,7 @@ class LowRankLinear(nn.Module):
         """Computes the outputs, and keeps the inputs."""
         rows = values.reshape(self._live, -1, self.ins)
         done, self._now = self._done, rows.shape[1]
+        self._make_room(done + self._now)
         if self._start.dim() == 2:
             outputs = nn.functional.linear(values, self._start, self._start_bias)
         else:

@@ -149,6 +149,23 @@ def test_stacks_in_float32_stay_within_a_hundred_thousandth_over_ten_steps(stack
     assert kinds(stacked) == {"LowRankStack"}
 
 
+def test_linear_layers_over_tokens_have_more_rows_than_samples(stacked):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(2),
+        nn.Unflatten(2, (16, 4)),
+        nn.Linear(4, 6),
+        nn.Tanh(),
+        nn.Linear(6, 3),
+        nn.Flatten(),
+        nn.Linear(48, 4),
+    )
+    model, data = in_float64(model, small_task())
+    options = {"cut": "3", "batch_size": 2, "devices": 4, "samples_per_device": 6, "rounds": 1}
+    assert_near(*(by(engine, SplitFedV1(), model, data=data, **options) for engine in ("loop", "stacked")), 1e-9)
+    assert "LowRankStack" in kinds(stacked)
+
+
 def test_devices_that_begin_apart_go_on_from_their_own_fronts(stacked):
     options = {"cut": "stage1", "rounds": 3, "batch_size": 8, "devices": 4, "devices_per_round": 3}
     model, data = in_float64(mlp(), small_task())
