@@ -45,7 +45,7 @@ class SplitStrategy(Algorithm, RoundLoop):
         self._previous = ArrayRecord()
         self._placed: bool | None = None  # whether nodes host fixed devices; None before the first look
         self._lost: dict[int, str] = {}
-        self._sent: dict[int, list[int]] = {}  # the devices of this round by node, in a simulation
+        self._devices_sent: dict[int, list[int]] = {}  # the devices of this round by node, in a simulation
         self._restarted: dict[int, int] = {}  # devices of this round that went on from an older front, with its round
         self._left_out: dict[int, str] = {}  # devices of this round without an account of their n_k
         self._moves: tuple[Move, ...] = ()  # moves of this round
@@ -117,10 +117,10 @@ class SplitStrategy(Algorithm, RoundLoop):
             return
         name_classes(federation.named, (one.target for one in (spec, plan.device) if one is not None))
         nodes = sorted(grid.get_node_ids())
-        self._sent = {}
+        self._devices_sent = {}
         for node, tasks in assign(cohorts, nodes, divisible, self._moves, federation.samples).items():
             devices = [task for cohort in tasks for task in cohort.devices]
-            self._sent[node] = [task.device for task in devices]
+            self._devices_sent[node] = [task.device for task in devices]
             here = {task.device for task in devices}
             moves = tuple(move for move in self._moves if move.device in here)
             kept = self._generations_kept(spec, tasks)
@@ -197,7 +197,7 @@ class SplitStrategy(Algorithm, RoundLoop):
             log.warning("round %d goes on without device %d: %s", round, device, reason)
         for reply in replies:
             if reply.has_error():
-                gone = self._sent.get(reply.metadata.src_node_id, ())
+                gone = self._devices_sent.get(reply.metadata.src_node_id, ())
                 self._lost |= dict.fromkeys(gone, str(reply.error.reason))
         return collected
 

@@ -146,6 +146,8 @@ def test_in_simulation_nodes_with_another_partition_than_the_ledgers_do_not_trai
     task = small_task()
     fewer = divide(task, IID(), 2, 20, 1)
     make = backends.workload_app
-    monkeypatch.setattr(backends, "workload_app", lambda workload: make(replace(workload, partition=fewer)))
+    monkeypatch.setattr(
+        backends, "workload_app", lambda workload, engine: make(replace(workload, partition=fewer), engine)
+    )
     with pytest.raises((RunError, ConfigError), match=r"device 0 holds 20 samples here, and the run's plan counts 48"):
         run(SplitFedV1(), devices=2, rounds=1, batch_size=10, privacy=DP)

@@ -13,6 +13,7 @@ from tests.helpers.runs import KillAfter, KilledError, assert_same_run, run
 
 CLOUD = {"configure", "messages", "aggregate", "round", "evaluation", "checkpoint", "observers", "finish"}
 NODE = {"node round", "cohort", "open device", "close device", "device forward", "edge step", "device backward"}
+LOOP = fsl.Backend(engine="loop")  # whose steps have spans of their own
 SPANS = CLOUD | NODE | {"batch", "encode", "decode", "sums", "end of round", "open nodes", "start and end"}
 
 
@@ -31,7 +32,7 @@ def spans(folder, name="trace.json"):
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("profiled") / "run"
-    return run(SplitFedV1(), nodes=2, edges=2, out=folder, profile=True), folder
+    return run(SplitFedV1(), nodes=2, edges=2, out=folder, profile=True, backend=LOOP), folder
 
 
 @pytest.mark.parametrize("strategy", [SplitFedV1(), PSL(), FedAvg()], ids=lambda one: type(one).__name__)
@@ -45,6 +46,14 @@ def test_a_summary_has_every_kind_and_its_own_times_are_the_whole(profiled):
     whole = found["start and end"]["seconds"]
     assert sum(row["own_seconds"] for row in found.values()) == pytest.approx(whole, rel=1e-9)
     assert sum(row["share"] for row in found.values()) == pytest.approx(1)
+
+
+def test_engines_have_spans_of_their_own(tmp_path):
+    run(SplitFedV1(), rounds=1, out=tmp_path / "fused", profile=True)
+    assert times(tmp_path / "fused")["fused steps"]["calls"] == 3
+    stacked = fsl.Backend(engine="stacked")
+    run(SplitFedV1(), rounds=1, out=tmp_path / "stacked", profile=True, backend=stacked)
+    assert {"stack forward", "stack step", "batch"} <= times(tmp_path / "stacked").keys()
 
 
 def test_a_summary_counts_calls(profiled):
@@ -133,7 +142,7 @@ def test_nodes_of_other_programs_are_said_to_be_missing(tmp_path, caplog, monkey
 
 @pytest.mark.slow
 def test_spans_of_ray_nodes_come_back(tmp_path):
-    backend = fsl.Backend("ray", cpus=0.1)
+    backend = fsl.Backend("ray", engine="loop", cpus=0.1)
     on_ray = run(SplitFedV1(), nodes=2, edges=2, out=tmp_path, profile=True, backend=backend)
     assert_same_run(on_ray, run(SplitFedV1(), nodes=2, edges=2))
     assert [one["name"] for one in read(tmp_path, "summary.json")["processes"]] == ["run", "node 1", "node 2"]
