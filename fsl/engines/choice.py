@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Literal, get_args
 
@@ -10,6 +11,7 @@ from fsl.engines.one_graph import OneGraphCohort
 from fsl.engines.plain_plans import beyond, trainer_kind
 from fsl.engines.stack import NotStackedError
 from fsl.engines.stacking import Stacking
+from fsl.errors import DeviceError
 from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.round.node import by_the_loop
@@ -62,12 +64,22 @@ class Engines:
                     return self._stacking.train(name, task, plan, worker, states)
                 except NotStackedError as error:
                     reason = str(error)
+                except DeviceError as error:  # where it is the user's, the loop fails as well, and names its device
+                    reason = _failure(error)
             self._say(name, reason)
         if plain and trainer_kind(plan, worker) is Replicated:
-            return OneGraphCohort(task, plan, worker, states).run()
+            with suppress(NotStackedError):  # then the loop looks at each step
+                return OneGraphCohort(task, plan, worker, states).run()
         return by_the_loop(task, plan, worker, states)
 
     def _say(self, name: str, reason: str) -> None:
         if reason not in self._said:
             self._said.add(reason)
             log.warning("backend.engine=%s does not apply: %s; devices are trained one after another", name, reason)
+
+
+def _failure(error: DeviceError) -> str:
+    """Returns, in words that do not change from step to step, that a stack failed."""
+    cause = error.__cause__ or error
+    said = str(cause).splitlines()[0][:120] if str(cause) else ""
+    return f"devices cannot be stacked in all steps ({type(cause).__name__}: {said})"

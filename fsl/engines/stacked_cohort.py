@@ -20,7 +20,7 @@ from fsl.round.edge_side import EdgeSide
 from fsl.round.kept_states import load_private
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
-from fsl.segments.finite import REFUSED
+from fsl.segments.finite import REFUSED, doubtful, finite, usable
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum, merge_totals
 from fsl.trainers import Replicated, Reply, Upload
@@ -108,6 +108,7 @@ class StackedCohort:
         for name in segments:
             stacks[name] = stack = self._stack_of(name)
             stack.begin(self._starts(name, group.devices), self.plan.learning_rates[name], group.rows)
+            stack.leave(group.live(0))
         return _Group(group, stacks)
 
     def _starts(self, segment: str, devices: Sequence[int]) -> Starts:
@@ -173,10 +174,10 @@ class StackedCohort:
         self._counts.update(trainer.counts())
 
     def _uploads(self, devices: Sequence[int], step: int, batch: JoinedBatch, smashed: Tensor) -> dict[int, Upload]:
-        sound = bool(smashed.sum().isfinite())
+        sound = finite([smashed])
         uploads = {}
         for device, values, targets in zip(devices, batch.own(smashed), batch.own(batch.targets)):
-            if not sound and device not in self.lost and not bool(values.isfinite().all()):
+            if not sound and device not in self.lost and not finite([values]):
                 self._lose(device, "its smashed data are not finite; its training has diverged")
             if device not in self.lost:
                 uploads[device] = Upload(device, step, values, targets)
@@ -251,8 +252,10 @@ class StackedCohort:
             if device in self.lost:
                 continue
             losses = self._tallies[device].losses
-            if limit is not None and losses and not float(torch.stack(losses).max()) <= limit:
+            if not usable(losses, (), limit):
                 self._lose(device, REFUSED)
+            elif doubtful(losses, limit):
+                raise NotStackedError("losses are so large that each step's gradients must be looked at")
             elif bad := next((name for name, whole in sound.items() if not whole[place]), None):
                 self._lose(device, f"its {bad} is not finite; its training has diverged")
         if self.lost and any(stack.one_step for stack in group.stacks.values()):
@@ -287,8 +290,8 @@ class StackedCohort:
             examples=tally.examples,
             steps=tally.steps,
             skipped=self._batches[device].skipped,
-            loss_sum=sum(loss * weight for loss, weight in zip(losses, tally.weights, strict=True)),
-            loss_weight=sum(tally.weights),
+            loss_sum=sum((loss * weight for loss, weight in zip(losses, tally.weights, strict=True)), 0.0),
+            loss_weight=sum(tally.weights, 0.0),
             up_bytes=tally.up,
             down_bytes=tally.down,
             model_bytes=0 if private else 2 * self.worker.segments["front"].layout.bytes,

@@ -38,7 +38,8 @@ class WeightStack(Stack):
         self._live, self._rate = starts.devices, learning_rate
         views = stacked_views(self._layout, self._rows)
         trained = {field.name for field in self._layout.fields if field.trainable}
-        self._buffers = {name: view for name, view in views.items() if name not in trained}
+        self._homes = {name: view for name, view in views.items() if name not in trained}
+        self._buffers = {name: view.clone() for name, view in self._homes.items()}  # vmap writes into no strided ones
         self._parameters = {name: nn.Parameter(view.data) for name, view in views.items() if name in trained}
         self._optimizer = self._recipe.build(list(self._parameters.values()))
         set_learning_rate(self._optimizer, learning_rate)
@@ -58,11 +59,12 @@ class WeightStack(Stack):
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
-        if live < self._live:
-            self._keep(live)
+        self.leave(live)
 
-    def _keep(self, live: int) -> None:
+    def leave(self, live: int) -> None:
         """Go on with the first devices; the others' weights stay as they are."""
+        if live == self._live:
+            return
         self._live = live
         if self._optimizer is None:
             return
@@ -80,13 +82,14 @@ class WeightStack(Stack):
 
     def sound(self) -> Tensor:
         """Returns by device whether its weights are finite."""
-        return torch.stack([flat.isfinite().all(1) for flat in self._rows.values()]).all(0)
+        flats = [flat for flat in self.states().values() if flat.is_floating_point()]
+        return torch.stack([torch.linalg.vector_norm(flat, dim=1).isfinite() for flat in flats]).all(0)
 
     def mean(self, shares: Tensor) -> State:
         """Returns the weighted sum in float64; of integer counters the largest."""
         counted = shares > 0
         found = {}
-        for dtype, rows in self._rows.items():
+        for dtype, rows in self.states().items():
             kept = rows if counted.all() else rows[counted]
             if dtype.is_floating_point:
                 parts = [shares[counted].double() @ block.double() for block in kept.split(_BLOCK, 1)]
@@ -97,4 +100,6 @@ class WeightStack(Stack):
 
     def states(self) -> dict[torch.dtype, Tensor]:
         """Returns every device's weights."""
+        for name, home in self._homes.items():
+            home.copy_(self._buffers[name])
         return self._rows
