@@ -84,6 +84,15 @@ def reseed(value: int, accelerator: torch.device | None = None) -> None:
         torch.cuda.default_generators[accelerator.index or 0].manual_seed(value)
 
 
+def drawn(accelerator: torch.device | None = None) -> tuple[object, ...]:
+    """Returns where the global generators of torch, Python and NumPy are: equal unless somebody drew in between."""
+    torchs = [torch.get_rng_state()]
+    if accelerator is not None and accelerator.type == "cuda":
+        torchs.append(torch.cuda.get_rng_state(accelerator))
+    numpys = np.random.get_state(legacy=False)["state"]
+    return (*(one.numpy().tobytes() for one in torchs), random.getstate(), numpys["key"].tobytes(), numpys["pos"])
+
+
 @contextmanager
 def pythons_generators(value: int) -> Iterator[None]:
     """Python's and NumPy's global generators seeded, for a user's code that draws from them; then as they were."""

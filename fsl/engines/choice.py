@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Literal, get_args
 
@@ -63,14 +64,21 @@ class Engines:
                     return self._stacking.train(name, task, plan, worker, states)
                 except NotStackedError as error:
                     reason = str(error)
-                except Exception as error:  # the loop meets it again, at its device and step, if it is the user's
-                    reason = f"a step failed ({type(error).__name__}: {one_line(str(error), 120)})"
+                except Exception as error:  # where it is the user's, the loop fails as well, and names its device
+                    reason = _failure(error)
             self._say(name, reason)
         if plain and trainer_kind(plan, worker) is Replicated:
-            return OneGraphCohort(task, plan, worker, states).run()
+            with suppress(NotStackedError):  # then the loop looks at each step
+                return OneGraphCohort(task, plan, worker, states).run()
         return by_the_loop(task, plan, worker, states)
 
     def _say(self, name: str, reason: str) -> None:
         if reason not in self._said:
             self._said.add(reason)
             log.warning("backend.engine=%s does not apply: %s; devices are trained one after another", name, reason)
+
+
+def _failure(error: Exception) -> str:
+    """Returns, in words that do not change from step to step, that a stack failed."""
+    said = one_line(str(error), 120)
+    return f"devices cannot be stacked in all steps ({type(error).__name__}: {said})"

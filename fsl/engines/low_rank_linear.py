@@ -6,6 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fsl.engines.sgd_history import SgdHistory
+from fsl.engines.stack import NotStackedError
+
+_HUGE = 1e15  # squares of what is larger may overflow in float32
 
 
 class LowRankLinear(nn.Module):
@@ -28,6 +31,7 @@ class LowRankLinear(nn.Module):
         self._inputs = self._gradients = torch.empty(0, 0, 0)  # (D, rows of all steps, in), (D, ..., out)
         self._steps: list[int] = []  # rows of a device in each step done
         self._now = 0  # the same in the present step
+        self.passes = 0, 0  # forward and backward, in the present step
         self._ended: list[tuple[int, float, Tensor]] = []  # first device that had no more steps; start, counts then
 
     def begin(self, weight: Tensor, bias: Tensor | None, history: SgdHistory, devices: int, rows: int) -> None:
@@ -37,7 +41,7 @@ class LowRankLinear(nn.Module):
         """
         self._start, self._start_bias, self._history = weight, bias, history
         self._devices = self._live = devices
-        self._steps, self._now, self._ended = [], 0, []
+        self._steps, self._now, self._ended, self.passes = [], 0, [], (0, 0)
         if self._anchor.device != weight.device:
             self._anchor = torch.zeros((), requires_grad=True, device=weight.device)
         if (self._inputs.dtype, self._inputs.device) != (weight.dtype, weight.device):
@@ -69,6 +73,7 @@ class LowRankLinear(nn.Module):
         rows = values.reshape(self._live, -1, self.ins)
         done, self._now = self._done, rows.shape[1]
         self._make_room(done + self._now)
+        self.passes = self.passes[0] + 1, self.passes[1]
         if self._start.dim() == 2:
             outputs = nn.functional.linear(values, self._start, self._start_bias)
         else:
@@ -93,6 +98,7 @@ class LowRankLinear(nn.Module):
         """Keeps the gradient at the outputs; returns that at the inputs, where it is `wanted`."""
         rows = gradient.reshape(self._live, -1, self.outs)
         done, found = self._done, None
+        self.passes = self.passes[0], self.passes[1] + 1
         if wanted:
             shared = self._start.dim() == 2
             found = rows @ self._start if shared else torch.bmm(rows, self._start[: self._live])
@@ -106,9 +112,13 @@ class LowRankLinear(nn.Module):
         self._gradients[: self._live, done : done + self._now] = rows
         return found
 
-    def stepped(self, live: int) -> None:
-        """Take the present step for one of the past; `live` of the devices, the first, have another one."""
+    def stepped(self) -> None:
+        """Take the present step for one of the past."""
         self._steps.append(self._now)
+        self.passes = 0, 0
+
+    def leave(self, live: int) -> None:
+        """Go on with the first `live` devices: the others have no more steps."""
         if live < self._live:
             done = self._done  # what an earlier round left behind it, in the place of the others, counts for nothing
             self._inputs[live : self._live, done:] = 0.0
@@ -137,9 +147,16 @@ class LowRankLinear(nn.Module):
             bias.mul_(starts.to(bias)[:, None]).sub_(scaled.sum(1))
 
     def sound(self) -> Tensor:
-        """Returns, by device (D,), whether all that it trained with is finite."""
+        """Returns, by device (D,), whether the norms of all that it trained with are finite.
+
+        NotStackedError where they are, and the change of its weights may still be too large.
+        """
         made = self._gradients[:, : self._done], self._inputs[:, : self._done]
-        return torch.stack([tensor.sum((1, 2)) for tensor in made]).isfinite().all(0)
+        gradients, inputs = (torch.linalg.vector_norm(tensor, dim=(1, 2)) for tensor in made)
+        found = gradients.isfinite() & inputs.isfinite()
+        if bool((found & (gradients * inputs > _HUGE)).any()):
+            raise NotStackedError("gradients are so large that each device's weights must be looked at")
+        return found
 
     def drop(self, devices: Tensor) -> None:
         """Forget what devices, truth values (D,), trained with."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fsl.engines.low_rank_linear import LowRankLinear
 from fsl.engines.sgd_history import SgdHistory
-from fsl.engines.stack import Stack, Starts
+from fsl.engines.stack import NotStackedError, Stack, Starts
 from fsl.importing.spec import Spec
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.states import Layout, State
@@ -55,8 +55,17 @@ class LowRankStack(Stack):
     def step(self, live: int) -> None:
         """Count one more gradient."""
         self._history.step(self._rate)
+        for name, layer in self._layers.items():
+            if layer.passes != (1, 1):
+                used = "{} times, and has {} gradients".format(*layer.passes)
+                raise NotStackedError(f"in a step the layer '{name}' is used {used}")
+            layer.stepped()
+        self.leave(live)
+
+    def leave(self, live: int) -> None:
+        """Go on with the first devices."""
         for layer in self._layers.values():
-            layer.stepped(live)
+            layer.leave(live)
 
     def sound(self) -> Tensor:
         """Returns by device whether what it trained with is finite: its weights are sums of that."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from fsl.engines.stack import NotStackedError
 from fsl.engines.step_bytes import StepBytes
-from fsl.errors import NO_GRADIENT, LostError, SplitError
+from fsl.errors import NO_GRADIENT, FslError, LostError, SplitError
 from fsl.importing.spec import Spec
 from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.round.cohort import Cohort, StepWatcher, stepping
@@ -13,7 +14,7 @@ from fsl.round.front_device import Device
 from fsl.round.sessions import Batch
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
-from fsl.segments.finite import REFUSED, usable
+from fsl.segments.finite import REFUSED, doubtful, finite_state, usable
 from fsl.segments.states import State
 from fsl.segments.step_control import StepControl
 from fsl.trainers import Replicated
@@ -39,19 +40,32 @@ class OneGraphCohort(Cohort):
         with stepping(self.plan) as at:
             for device in devices:
                 try:
-                    self.train_one(device, at)
+                    self._train_one(device, at)
                 except LostError as error:
                     lost[device.device] = lost_reason(self.plan, error.reason)
                     self.edge.lose(device.device)
         return lost
 
-    def train_one(self, device: Device, at: StepWatcher) -> None:
-        """Run a device's steps; LostError where its work is unusable."""
+    def _train_one(self, device: Device, at: StepWatcher) -> None:
+        """Run a device's steps; what fails after its work became unusable, in which the loop would end, counts not."""
+        losses: list[Tensor] = []
+        try:
+            self.train_one(device, at, losses)
+        except FslError:
+            raise
+        except Exception:
+            limit = self._trainer.bench.loss_limit
+            states = device.bench.front.state(), self._trainer.replica(device.device)[0].state()
+            if limit is None or (usable(losses, (), limit) and all(map(finite_state, states))):
+                raise
+            raise LostError(device.device, REFUSED) from None
+
+    def train_one(self, device: Device, at: StepWatcher, losses: list[Tensor]) -> None:
+        """Run a device's steps and note their `losses`; LostError where its work is unusable."""
         bench = device.bench
         front, (back, back_seeds) = bench.front, self._trainer.replica(device.device)
         objective, front_seeds = self._trainer.bench.objective, bench.layer_seeds
         parameters = [(one, one.data, -learner.rate) for learner in (front, back) for one in learner.replica.parameters]
-        losses: list[Tensor] = []
         batches: list[Batch] = []
         up = down = values = 0
         for step, (inputs, targets) in enumerate(bench.batches):
@@ -70,8 +84,11 @@ class OneGraphCohort(Cohort):
             batches.append(Batch(len(targets), objective.weight(targets)))
             sent = self._bytes.of(smashed, targets)
             up, down, values = up + sent.up, down + sent.down, values + sent.values
-        if not usable(losses, (), self._trainer.bench.loss_limit):
+        limit = self._trainer.bench.loss_limit
+        if not usable(losses, (), limit):
             raise LostError(device.device, REFUSED)
+        if doubtful(losses, limit):
+            raise NotStackedError("losses are so large that each step's gradients must be looked at")
         self.edge.note_steps(device.device, losses, batches, up, down, values)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from fsl.engines.sgd_history import SgdHistory
 from fsl.engines.stack import NotStackedError, Stack, Starts
 from fsl.importing.spec import Spec
+from fsl.segments.finite import finite
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.states import Replica, State
 
@@ -51,15 +52,21 @@ class OneStep(Stack):
             raise NotStackedError("a device makes another step, and has no weights of its own to make it from")
         self._history.step(self._rate)
 
+    def leave(self, live: int) -> None:
+        """Raises NotStackedError where some device has no step, and its weights stay as they were."""
+        if live < self._devices:
+            raise NotStackedError("a device has no step, and no weights of its own to keep")
+
     def sound(self) -> Tensor:
         """Returns whether the gradient is finite, for all alike."""
-        whole = all(bool(p.grad.isfinite().all()) for p in self._replica.parameters if p.grad is not None)
+        whole = finite(p.grad for p in self._replica.parameters)
         return torch.full((self._devices,), whole)
 
     def mean(self, shares: Tensor) -> State:
         """Returns the weighted mean of the devices' states; their losses must have been weighed by these shares."""
         total = float(shares.double().sum())
-        mean = State({dtype: flat.double() * total for dtype, flat in self._start.flats.items()})
+        flats = self._start.flats.items()
+        mean = State({d: flat.double() * total if d.is_floating_point else flat.clone() for d, flat in flats})
         trained = iter(self._replica.parameters)
         for field, view in self._layout.views(mean):
             if field.trainable and (gradient := next(trained).grad) is not None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fsl.errors import FslError
 from fsl.segments.states import State
 
 
@@ -34,6 +35,10 @@ class Stack(ABC):
     @abstractmethod
     def step(self, live: int) -> None:
         """Step every live device by the gradient of its own loss; `live` of them, the first, have another step."""
+
+    @abstractmethod
+    def leave(self, live: int) -> None:
+        """Go on with the first `live` devices: the others have no more steps."""
 
     @abstractmethod
     def sound(self) -> Tensor:
@@ -75,7 +80,7 @@ class StackPool:
         self._lent = []
 
 
-class NotStackedError(Exception):
+class NotStackedError(FslError):
     """A round turned out to be none that a stack can compute; nothing of it was kept, and the loop takes it."""
 
 

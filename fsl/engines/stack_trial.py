@@ -12,6 +12,7 @@ from fsl.segments.optimizer import OptimizerRecipe, set_learning_rate
 from fsl.segments.states import State
 from fsl.segments.tensor_places import tables
 
+_LEAST_RATE = 0.01  # so that steps show beside rounding
 _NEAR = 1e-3  # of the largest change, which leaves room for a rectifier that rounding turns over
 
 
@@ -21,14 +22,15 @@ def trial(
     """Train two devices by a stack, and by themselves; returns why they differ.
 
     `inputs` (2 * R, ...): each device's rows, the same in all steps. What is compared is the outputs and the change of
-    the mean weights, under gradients at the outputs that are drawn at random. None: they do not differ.
+    the mean weights, under gradients at the outputs that are drawn at random. None: they do not differ, and nothing was
+    drawn at random, which in a stack would be drawn for all devices together.
     """
-    stack = pool.example
+    stack, rate = pool.example, max(rate, _LEAST_RATE)
     steps, shares = 1 if stack.one_step else 3, torch.tensor([0.25, 0.75], dtype=torch.float64)
-    with seeds.left_as_found(), seeds.DEFAULT_GENERATOR:
+    with seeds.left_as_found(), seeds.pythons_generators(0), seeds.DEFAULT_GENERATOR:
         seeds.reseed(0, runtime.accelerator)
         alone = [_Alone(runtime, recipe, start, rate) for _ in range(2)]
-        generator = torch.Generator().manual_seed(1)
+        generator, drawn = torch.Generator().manual_seed(1), seeds.drawn(runtime.accelerator)
         try:
             stack.begin(Starts(2, shared=start), rate, steps * (len(inputs) // 2))
             for number in range(steps):
@@ -50,15 +52,27 @@ def trial(
         except Exception as error:  # of torch or of the model: whatever it is, the loop trains it
             said = str(error).splitlines()[0][:120] if str(error) else ""
             return f"the {runtime.name} cannot be stacked ({type(error).__name__}: {said})"
+        if seeds.drawn(runtime.accelerator) != drawn:
+            return f"the {runtime.name} draws at random, each device from a stream of its own"
+    if (changed := alone[0].changed()) is not None:
+        return f"'{changed}' of the {runtime.name}, which is no part of its state, changes from step to step"
     trained = [one.state().flats for one in alone]
     for dtype, flat in mean.flats.items():
-        if not dtype.is_floating_point or not flat.numel():
-            continue
-        wanted = sum(share * one[dtype].double() for share, one in zip(shares.tolist(), trained))
-        change = (wanted - start.flats[dtype]).abs().max()
-        if not near(flat, wanted, change):
+        rows = torch.stack([one[dtype] for one in trained])
+        wanted = shares.to(rows.device) @ rows.double() if dtype.is_floating_point else rows.amax(0)
+        if not _same(runtime, dtype, flat, wanted, start.flats[dtype]):
             return f"the {runtime.name} steps several devices otherwise than one"
     return None
+
+
+def _same(runtime: SegmentRuntime, dtype: torch.dtype, found: Tensor, wanted: Tensor, start: Tensor) -> bool:
+    """Compares states of one dtype (size,): the whole beside its largest change, and each buffer beside its own."""
+    buffers = [field for field in runtime.layout.fields if field.dtype == dtype and field.trainable is None]
+    parts = [slice(None), *(slice(field.start, field.start + field.shape.numel()) for field in buffers)]
+    if not dtype.is_floating_point:
+        return torch.equal(found, wanted)
+    change = (wanted - start).abs()
+    return all(near(found[part], wanted[part], change[part].max()) for part in parts if change[part].numel())
 
 
 class _Alone:
@@ -67,7 +81,7 @@ class _Alone:
     def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, start: State, rate: float):
         self._layout = runtime.layout
         self._module = copy.deepcopy(runtime.copied())
-        self._places = tables(self._module)[0]
+        self._places, self._transients = tables(self._module)
         with torch.no_grad():
             for name, tensor in self._layout.unpack(start).items():
                 table, key = self._places[name]
@@ -89,6 +103,15 @@ class _Alone:
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
+
+    def changed(self) -> str | None:
+        """Returns the name of a buffer that is no part of the state and is not as it was first."""
+        for name, first in self._layout.transients.items():
+            table, key = self._transients[name]
+            now = table[key]
+            if now is not first and (now is None or first is None or not torch.equal(now.to(first), first)):
+                return name
+        return None
 
     def state(self) -> State:
         return self._layout.pack({field.name: self._at(field.name).detach() for field in self._layout.fields})

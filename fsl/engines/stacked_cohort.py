@@ -18,7 +18,7 @@ from fsl.round.edge_side import EdgeSide
 from fsl.round.kept_states import load_private
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
-from fsl.segments.finite import REFUSED
+from fsl.segments.finite import REFUSED, doubtful, finite, usable
 from fsl.segments.states import State
 from fsl.segments.sums import Total, WeightedSum, merge_totals
 from fsl.trainers import Replicated, Reply, Upload
@@ -91,6 +91,7 @@ class StackedCohort:
         for name in segments:
             stacks[name] = stack = self._stack_of(name)
             stack.begin(self._starts(name, group.devices), self.plan.learning_rates[name], group.rows)
+            stack.leave(group.live(0))
         return _Group(group, stacks)
 
     def _starts(self, segment: str, devices: Sequence[int]) -> Starts:
@@ -157,10 +158,10 @@ class StackedCohort:
         self._tallies.counts.update(trainer.counts())
 
     def _uploads(self, devices: Sequence[int], step: int, batch: JoinedBatch, smashed: Tensor) -> dict[int, Upload]:
-        sound = bool(smashed.sum().isfinite())
+        sound = finite([smashed])
         uploads = {}
         for device, values, targets in zip(devices, batch.own(smashed), batch.own(batch.targets)):
-            if not sound and device not in self.lost and not bool(values.isfinite().all()):
+            if not sound and device not in self.lost and not finite([values]):
                 self._lose(device, "its smashed data are not finite; its training has diverged")
             if device not in self.lost:
                 uploads[device] = Upload(device, step, values, targets)
@@ -208,8 +209,11 @@ class StackedCohort:
         for place, device in enumerate(group.batches.devices):
             if device in self.lost:
                 continue
-            if not self._tallies.within(device, limit):
+            losses = self._tallies.losses(device)
+            if not usable(losses, (), limit):
                 self._lose(device, REFUSED)
+            elif doubtful(losses, limit):
+                raise NotStackedError("losses are so large that each step's gradients must be looked at")
             elif bad := next((name for name, whole in sound.items() if not whole[place]), None):
                 self._lose(device, f"its {bad} is not finite; its training has diverged")
         if self.lost and any(stack.one_step for stack in group.stacks.values()):

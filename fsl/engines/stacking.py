@@ -86,7 +86,7 @@ class Stacking:
             form = "one step" if name == "pooled" else _form(runtime, plan, sizes)
             key = id(worker), segment, f"{form} {plan.optimizer.text}"
             if key not in self._pools:
-                inputs = _inputs(worker, segment, states)
+                inputs = _inputs(task, worker, segment, states)
                 start = _start(task, worker, states, segment)
                 pool = StackPool(partial(_made, form, runtime, recipe))
                 wrong = trial(pool, runtime, recipe, start, inputs, plan.learning_rates[segment] or 0.1)
@@ -135,7 +135,7 @@ def _start(task: CohortTask, worker: Worker, states: Mapping[str, State], segmen
     return own
 
 
-def _inputs(worker: Worker, segment: str, states: Mapping[str, State]) -> Tensor:
+def _inputs(task: CohortTask, worker: Worker, segment: str, states: Mapping[str, State]) -> Tensor:
     """Returns a few rows for each of two devices, all different: training data, or what a front makes of them."""
     train = worker.workload.data.train
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[torch.arange(2 * _ROWS) % len(train)]
@@ -143,7 +143,7 @@ def _inputs(worker: Worker, segment: str, states: Mapping[str, State]) -> Tensor
         inputs: Tensor = train.batch(rows)[0].to(worker.accelerator)
         if segment == "back":
             front = worker.segments["front"]
-            front.hold(states["front"])
+            front.hold(_start(task, worker, states, "front"))
             inputs = front.module(inputs)
     return inputs
 

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fsl.engines.stacked_batches import JoinedBatch
@@ -66,10 +65,9 @@ class Tallies:
             self.counts["broadcast_saved"] += sum(sent) - max(sent)
             self.counts["common_bytes"] += max(reply.gradient.nbytes for reply in common)
 
-    def within(self, device: int, limit: float | None) -> bool:
-        """Returns whether all of a device's losses are finite, and none beyond the limit; None: whatever they are."""
-        losses = self._of[device].losses
-        return limit is None or not losses or float(torch.stack(losses).max()) <= limit
+    def losses(self, device: int) -> list[Tensor]:
+        """Returns the mean loss of each of a device's steps, scalars."""
+        return self._of[device].losses
 
     def report(self, device: int) -> DeviceReport:
         """Returns a device's round as the cloud hears of it."""
@@ -81,7 +79,7 @@ class Tallies:
             steps=tally.steps,
             skipped=self._batches[device].skipped,
             loss_sum=weighted_loss(tally.losses, tally.weights),
-            loss_weight=sum(tally.weights),
+            loss_weight=sum(tally.weights, 0.0),
             up_bytes=tally.up,
             down_bytes=tally.down,
             model_bytes=0 if private else 2 * self._worker.segments["front"].layout.bytes,

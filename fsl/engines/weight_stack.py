@@ -44,7 +44,8 @@ class WeightStack(Stack):
         self._live, self._rate = starts.devices, learning_rate
         views = stacked_views(self._layout, self._rows)
         trained = {field.name for field in self._layout.fields if field.trainable}
-        self._buffers = {name: view for name, view in views.items() if name not in trained}
+        self._homes = {name: view for name, view in views.items() if name not in trained}
+        self._buffers = {name: view.clone() for name, view in self._homes.items()}  # vmap writes into no strided ones
         self._parameters = {name: nn.Parameter(view.data) for name, view in views.items() if name in trained}
         self._optimizer = self._recipe.build(list(self._parameters.values()))
         set_learning_rate(self._optimizer, learning_rate)
@@ -54,26 +55,28 @@ class WeightStack(Stack):
 
     def forward(self, values: Tensor) -> Tensor:
         """Returns the outputs of the live devices' rows."""
-        if self._apart and values.dim() == 4:
-            values = values.contiguous(memory_format=torch.channels_last)
         rows = values.view(self._live, -1, *values.shape[1:])
         buffers = {name: tensor[: self._live] for name, tensor in self._buffers.items()}
         if not self._apart:
             outputs: Tensor = self._run(dict(self._parameters), buffers, rows)
             return outputs.flatten(0, 1)
         parameters, own = _each(self._parameters, self._live), _each(buffers, self._live)
-        return torch.cat([self._one(*given) for given in zip(parameters, own, rows.unbind(), strict=True)])
+        # Copies, since a module may write into its inputs, and views of one tensor would all count as changed then.
+        form = torch.channels_last if values.dim() == 4 else torch.preserve_format
+        alone = [one.clone(memory_format=form) for one in rows.unbind()]
+        return torch.cat([self._one(*given) for given in zip(parameters, own, alone, strict=True)])
 
     def step(self, live: int) -> None:
         """Step all live devices in one call."""
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
-        if live < self._live:
-            self._keep(live)
+        self.leave(live)
 
-    def _keep(self, live: int) -> None:
+    def leave(self, live: int) -> None:
         """Go on with the first devices; the others' weights stay as they are."""
+        if live == self._live:
+            return
         self._live = live
         if self._optimizer is None:
             return
@@ -91,13 +94,14 @@ class WeightStack(Stack):
 
     def sound(self) -> Tensor:
         """Returns by device whether its weights are finite."""
-        return torch.stack([flat.isfinite().all(1) for flat in self._rows.values()]).all(0)
+        flats = [flat for flat in self.states().values() if flat.is_floating_point()]
+        return torch.stack([torch.linalg.vector_norm(flat, dim=1).isfinite() for flat in flats]).all(0)
 
     def mean(self, shares: Tensor) -> State:
         """Returns the weighted sum in float64; of integer counters the largest."""
         counted = shares > 0
         found = {}
-        for dtype, rows in self._rows.items():
+        for dtype, rows in self.states().items():
             kept = rows if counted.all() else rows[counted]
             if dtype.is_floating_point:
                 parts = [shares[counted].double() @ block.double() for block in kept.split(_BLOCK, 1)]
@@ -108,6 +112,8 @@ class WeightStack(Stack):
 
     def states(self) -> dict[torch.dtype, Tensor]:
         """Returns every device's weights."""
+        for name, home in self._homes.items():
+            home.copy_(self._buffers[name])
         return self._rows
 
 

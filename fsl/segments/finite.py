@@ -19,6 +19,8 @@ from fsl.segments.tensor_trees import Values, mapped
 
 # A training loss above this many times the divergence bound counts as lost: its step is refused.
 FAR = 1e6
+# A loss above which gradients are looked at step by step, where no objective's bound gives a limit.
+HUGE = 1e12
 
 
 def finite(tensors: Iterable[Tensor | None]) -> bool:
@@ -83,6 +85,14 @@ def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float
     if not finite([*losses, *made]):
         return False
     return limit == math.inf or not losses or float(torch.stack([loss.detach() for loss in losses]).max()) <= limit
+
+
+def doubtful(losses: Sequence[Tensor], limit: float | None) -> bool:
+    """Returns whether losses are so large, where no limit says what is, that a step's gradients may have overflown.
+
+    Only who looked at each step's gradients can tell.
+    """
+    return limit == math.inf and bool(losses) and float(torch.stack(list(losses)).max()) > HUGE
 
 
 def loss_limit(bound: float | None, clipped: bool) -> float | None:

@@ -9,15 +9,13 @@ from torch import nn
 
 import fsl
 from fsl.data import Dirichlet, TensorExamples
-from fsl.engines.low_rank_stack import LowRankStack
-from fsl.engines.one_step import OneStep
-from fsl.engines.weight_stack import WeightStack
 from fsl.errors import ConfigError, DeviceError
 from fsl.models import MLP
 from fsl.privacy import DPSGD, Privacy
 from fsl.round.front_device import Device
 from fsl.settings.optimizer_settings import Optimizer
-from tests.helpers.runs import ADAM, KEPT, MOMENTUM, SGD, assert_same_run, run
+from tests.helpers.engine_runs import assert_near, by, in_float64
+from tests.helpers.runs import ADAM, KEPT, MOMENTUM, SGD, assert_same_run
 from tests.helpers.small import frozen_model, small_model, small_task
 
 EVERY = Optimizer("torch.optim.SGD", lr=0.05, options={"momentum": 0.9, "nesterov": True, "weight_decay": 0.01})
@@ -30,46 +28,6 @@ UNEVEN = Dirichlet(0.3, min_samples=3)
 def mlp(seed=0):
     torch.manual_seed(seed)
     return MLP((1, 8, 8), 4, hidden=(24, 12))
-
-
-def in_float64(model, task):
-    inputs, targets = task.train.inputs.double(), task.train.targets
-    return model.double(), TensorExamples(inputs, targets)
-
-
-def by(engine, strategy, model=None, **options):
-    return run(strategy, model, backend=fsl.Backend(engine=engine), **options)
-
-
-def assert_near(one, other, tolerance=1e-5):
-    """Weights, and what a run tells of each round, but for rounding; bytes and counts exactly."""
-    for name, tensor in one.states["back"].items():
-        torch.testing.assert_close(other.states["back"][name], tensor, rtol=tolerance, atol=tolerance)
-    for name, tensor in ({} if one.model is None else one.model.state_dict()).items():
-        torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=tolerance, atol=tolerance)
-    for a, b in zip(one.metrics, other.metrics, strict=True):
-        for key in a:
-            if isinstance(a[key], float) and key not in ("seconds", "sim_seconds", "energy_joules"):
-                assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-5), key
-            elif key == "lost":
-                assert a[key].keys() == b[key].keys()
-            elif key != "seconds":
-                assert a[key] == b[key], key
-
-
-@pytest.fixture
-def stacked(monkeypatch):
-    """Notes which stacks trained, and how many devices each had."""
-    seen = []
-    for kind in (LowRankStack, WeightStack, OneStep):
-        begin = kind.begin
-
-        def noted(self, starts, *rest, begin=begin, kind=kind):
-            seen.append((kind.__name__, starts.devices))
-            return begin(self, starts, *rest)
-
-        monkeypatch.setattr(kind, "begin", noted)
-    return seen
 
 
 def kinds(seen):
