@@ -5,10 +5,9 @@ again while the command runs, either.
 """
 
 import gc
-from typing import NoReturn
 
 
-def simulate() -> NoReturn:
+def simulate() -> None:
     """Run the console script `fsl-simulate`."""
     gc.disable()
     try:
