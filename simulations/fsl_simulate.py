@@ -52,7 +52,7 @@ def _job(config: DictConfig, outcome: _Outcome) -> float | None:
         return None
     finally:
         outcome.begun = composed.begun
-    tell(outcome_lines(run.metrics, run.folder))
+    tell(outcome_lines(run.metrics, run.folder, figures=bool(config.figures)))
     return accuracy(run)
 
 

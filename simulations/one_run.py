@@ -160,10 +160,10 @@ def check_resume(resume: str | None) -> None:
         raise ConfigError(f"resume={resume}: that is a sweep; {go_on} goes on with it")
 
 
-def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder) -> str:
-    """Returns the lines that end a run: its results, and its folder."""
+def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder, figures: bool = True) -> str:
+    """Returns the lines that end a run: its results, its folder, and where its `figures` are, if it drew any."""
     names = folder.read_summary().get("metrics") or ()
-    drawn = [f"figures: {_short(folder.figures)}"] if folder.figures.exists() else []
+    drawn = [f"figures: {_short(folder.figures)}"] if figures else []
     return "\n".join([scores(metrics, names), f"results: {_short(folder.path)}", *drawn, *profile_lines(folder)])
 
 
