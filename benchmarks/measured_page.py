@@ -123,8 +123,8 @@ def _speeds(axes: "Axes", rows: Sequence[Row]) -> None:
     axes.xaxis.set_minor_formatter(lambda value, place: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.set_yticks(list(places), [row["what"] for row in rows], fontsize=8)
     axes.set_xlabel("times as fast as its floor")
-    axes.set_title("Speed over loops that do the same, and over Flower's simulation", fontsize=10)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False, fontsize=8)
+    axes.set_title("Speed over floors", fontsize=10)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=1, frameon=False, fontsize=8)
 
 
 _NAMES = {
