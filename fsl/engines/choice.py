@@ -11,9 +11,9 @@ from fsl.engines.one_graph import OneGraphCohort
 from fsl.engines.plain_plans import beyond, trainer_kind
 from fsl.engines.stack import NotStackedError
 from fsl.engines.stacking import Stacking
+from fsl.faults import said
 from fsl.messages.reports import CohortResult
 from fsl.messages.round_plan import CohortTask, RoundPlan
-from fsl.quoting import one_line
 from fsl.round.node import by_the_loop
 from fsl.round.workload import Worker
 from fsl.segments.states import State
@@ -56,7 +56,7 @@ class Engines:
     ) -> CohortResult:
         if name == "loop":
             return by_the_loop(task, plan, worker, states)
-        plain = beyond(task, plan, worker) is None
+        plain = beyond(plan, worker) is None
         if name in ("stacked", "pooled"):
             reason = self._stacking.why_not(name, task, plan, worker, states)
             if reason is None:
@@ -65,7 +65,7 @@ class Engines:
                 except NotStackedError as error:
                     reason = str(error)
                 except Exception as error:  # where it is the user's, the loop fails as well, and names its device
-                    reason = _failure(error)
+                    reason = f"devices cannot be stacked in all steps ({said(error)[:160]})"
             self._say(name, reason)
         if plain and trainer_kind(plan, worker) is Replicated:
             with suppress(NotStackedError):  # then the loop looks at each step
@@ -76,9 +76,3 @@ class Engines:
         if reason not in self._said:
             self._said.add(reason)
             log.warning("backend.engine=%s does not apply: %s; devices are trained one after another", name, reason)
-
-
-def _failure(error: Exception) -> str:
-    """Returns, in words that do not change from step to step, that a stack failed."""
-    said = one_line(str(error), 120)
-    return f"devices cannot be stacked in all steps ({type(error).__name__}: {said})"

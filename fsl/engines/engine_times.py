@@ -33,7 +33,7 @@ class EngineTimes:
     ) -> CohortResult:
         """Train a cohort by the fastest of these engines; while that is not known, by one whose turn it is.
 
-        Where each device has a back of its own, each engine's turn is a part of the cohort; otherwise it is a round.
+        Where each device has a back of its own, a turn is a part of a large cohort; otherwise it is a round.
         """
         kind = f"{names} {plan.trainer} {plan.batch_size} {plan.local_epochs}"
         known = self._seconds.setdefault(kind, {name: [] for name in names})
@@ -41,8 +41,8 @@ class EngineTimes:
             return train(self._fastest(known), task)
         results, devices = [], task.devices
         divided = trainer_kind(plan, worker) is Replicated
-        while (waiting := self._waiting(known)) and len(devices) >= (2 * _PART if divided else 1):
-            count = _PART if divided else len(devices)
+        while (waiting := self._waiting(known)) and devices:
+            count = _PART if divided and len(devices) >= 2 * _PART else len(devices)
             results.append(self._timed(waiting[0], known, replace(task, devices=devices[:count]), worker, train))
             devices = devices[count:]
         if not waiting:

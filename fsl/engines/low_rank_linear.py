@@ -31,6 +31,7 @@ class LowRankLinear(nn.Module):
         self._inputs = self._gradients = torch.empty(0, 0, 0)  # (D, rows of all steps, in), (D, ..., out)
         self._steps: list[int] = []  # rows of a device in each step done
         self._now = 0  # the same in the present step
+        self._counts = torch.empty(0)  # what each row of the past counts, (rows,)
         self.passes = 0, 0  # forward and backward, in the present step
         self._ended: list[tuple[int, float, Tensor]] = []  # first device that had no more steps; start, counts then
 
@@ -47,6 +48,7 @@ class LowRankLinear(nn.Module):
         if (self._inputs.dtype, self._inputs.device) != (weight.dtype, weight.device):
             self._inputs = self._gradients = weight.new_empty(0, 0, 0)
         self._make_room(rows)
+        self._counts = self._counted()
 
     def _make_room(self, rows: int) -> None:
         """Have room for so many rows of each device; a layer has more than the stack counts if it runs over tokens."""
@@ -90,7 +92,7 @@ class LowRankLinear(nn.Module):
             shares = torch.bmm(rows, self._inputs[: self._live, :done].transpose(1, 2))
             if self.biased:
                 shares += 1.0
-            shares *= self._counts()
+            shares *= self._counts
             found.baddbmm_(shares, self._gradients[: self._live, :done], alpha=-1.0)
         return outputs
 
@@ -106,7 +108,7 @@ class LowRankLinear(nn.Module):
                 found *= self._history.start
             if done:
                 shares = torch.bmm(rows, self._gradients[: self._live, :done].transpose(1, 2))
-                shares *= self._counts()
+                shares *= self._counts
                 found.baddbmm_(shares, self._inputs[: self._live, :done], alpha=-1.0)
             found = found.view(*gradient.shape[:-1], self.ins)
         self._gradients[: self._live, done : done + self._now] = rows
@@ -115,6 +117,7 @@ class LowRankLinear(nn.Module):
     def stepped(self) -> None:
         """Take the present step for one of the past."""
         self._steps.append(self._now)
+        self._counts = self._counted()
         self.passes = 0, 0
 
     def leave(self, live: int) -> None:
@@ -123,7 +126,7 @@ class LowRankLinear(nn.Module):
             done = self._done  # what an earlier round left behind it, in the place of the others, counts for nothing
             self._inputs[live : self._live, done:] = 0.0
             self._gradients[live : self._live, done:] = 0.0
-            self._ended.append((live, self._history.start, self._counts()))
+            self._ended.append((live, self._history.start, self._counts))
         self._live = live
 
     def change(self, shares: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -166,14 +169,14 @@ class LowRankLinear(nn.Module):
     def _all_counts(self) -> tuple[Tensor, Tensor]:
         """Returns by device what the beginning counts (D,), in float64, and each row of the past (D, rows)."""
         starts = torch.full((self._devices,), self._history.start, dtype=torch.float64, device=self._inputs.device)
-        counts = self._counts().repeat(self._devices, 1)
+        counts = self._counts.repeat(self._devices, 1)
         last = self._devices
         for first, start, own in self._ended:
             starts[first:last], counts[first:last, : len(own)] = start, own
             last = first
         return starts, counts
 
-    def _counts(self) -> Tensor:
+    def _counted(self) -> Tensor:
         """Returns what each row of the past counts now, (rows,)."""
         counts = [count for count, rows in zip(self._history.counts, self._steps, strict=True) for _ in range(rows)]
         return torch.tensor(counts, dtype=self._inputs.dtype, device=self._inputs.device)

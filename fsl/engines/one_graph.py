@@ -73,7 +73,7 @@ class OneGraphCohort(Cohort):
             smashed = front.forward(inputs, front_seeds.at(step))
             loss = objective.loss(back.forward(smashed, back_seeds.at(step)), targets)
             loss.backward()
-            if not step and smashed.requires_grad and all(p.grad is None for p in front.replica.parameters):
+            if smashed.requires_grad and all(p.grad is None for p in front.replica.parameters):
                 raise SplitError(f"in this step {NO_GRADIENT}")
             if self._plain:
                 _step_plainly(parameters)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from fsl.codecs.identity import Identity
 from fsl.importing.spec import Spec
-from fsl.messages.round_plan import CohortTask, RoundPlan
+from fsl.messages.round_plan import RoundPlan
 from fsl.round.front_device import Device
 from fsl.round.workload import Worker
 from fsl.trainers import EdgeTrainer
@@ -13,7 +13,7 @@ from fsl.trainers import EdgeTrainer
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop")
 
 
-def beyond(task: CohortTask, plan: RoundPlan, worker: Worker) -> str | None:
+def beyond(plan: RoundPlan, worker: Worker) -> str | None:
     """Returns, in words, what of a plan none of the engines computes; None for a plain one."""
     segments = set(plan.learning_rates)
     if plan.privacy is not None:
@@ -24,7 +24,7 @@ def beyond(task: CohortTask, plan: RoundPlan, worker: Worker) -> str | None:
         return f"the segments {', '.join(sorted(segments))} are more than a front and a back"
     if plan.device.locate(worker.workload.allowed, Device) is not Device:
         return f"the strategy has a device of its own, {plan.device.target}"
-    if (worker.cuts and len({one.cut for one in task.devices}) > 1) or worker.workload.cuts:
+    if worker.workload.cuts:
         return "devices are cut at different places"
     if any(segment.labelled or segment.borrows for segment in worker.segments.values()):
         return "early exits or tied weights tie a segment to the other's step"

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fsl import seeds
 from fsl.engines.stack import StackPool, Starts
+from fsl.faults import said
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe, set_learning_rate
 from fsl.segments.states import State
@@ -50,8 +51,7 @@ def trial(
                     one.step()
             mean = stack.mean(shares.to(runtime.accelerator))
         except Exception as error:  # of torch or of the model: whatever it is, the loop trains it
-            said = str(error).splitlines()[0][:120] if str(error) else ""
-            return f"the {runtime.name} cannot be stacked ({type(error).__name__}: {said})"
+            return f"the {runtime.name} cannot be stacked ({said(error)[:160]})"
         if seeds.drawn(runtime.accelerator) != drawn:
             return f"the {runtime.name} draws at random, each device from a stream of its own"
     if (changed := alone[0].changed()) is not None:

@@ -40,7 +40,7 @@ class Stacking:
         self, name: str, task: CohortTask, plan: RoundPlan, worker: Worker, states: Mapping[str, State]
     ) -> str | None:
         """Returns why a cohort cannot be trained in stacks ("stacked"), or in one step ("pooled"); None if it can."""
-        if reason := beyond(task, plan, worker) or beyond_stacks(plan, worker):
+        if reason := beyond(plan, worker) or beyond_stacks(plan, worker):
             return reason
         if trainer_kind(plan, worker) not in (Replicated, Pooled):
             return f"{'nobody' if plan.trainer is None else name_of(plan.trainer)} at the edge goes by stacks"

@@ -278,6 +278,13 @@ def test_auto_measures_and_then_keeps_the_fastest(strategy, caplog):
     assert sum("backend.engine=auto takes" in line for line in caplog.messages) == 1
 
 
+def test_auto_measures_rounds_where_devices_are_few(caplog):
+    options = {"cut": "stage1", "rounds": 5, "batch_size": 8, "devices": 3}
+    with caplog.at_level(logging.INFO):
+        by("auto", SplitFedV1(), mlp(), **options)
+    assert sum("backend.engine=auto takes" in line for line in caplog.messages) == 1
+
+
 def test_an_engine_that_there_is_not_is_refused():
     with pytest.raises(ConfigError, match=r"backend\.engine='turbo': allowed are auto, loop, stacked, pooled, fused"):
         fsl.Backend(engine="turbo")

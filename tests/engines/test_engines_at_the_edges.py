@@ -8,7 +8,7 @@ from fsl.strategies import PSL, SplitFedV1, SplitFedV3
 from torch import nn
 
 from fsl.data import TensorExamples
-from fsl.errors import DeviceError
+from fsl.errors import DeviceError, SplitError
 from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.engine_runs import assert_near, by, in_float64
 from tests.helpers.runs import ADAM, SGD, KillAfter, KilledError, assert_same_result, assert_same_run
@@ -216,6 +216,32 @@ def test_a_users_mistake_in_a_stack_names_its_device_and_its_step():
         with pytest.raises(DeviceError, match="my mistake") as raised:
             by(one, SplitFedV1(), behind(front), **options)
         said.append(str(raised.value).split(", ", 1)[1])
+    assert said[0] == said[1]
+
+
+class LetsGo(nn.Module):
+    def forward(self, values):
+        return values.detach() if torch.is_grad_enabled() and bool((values == 123.0).any()) else values
+
+
+def test_a_loss_that_lets_go_of_a_front_in_some_step_is_the_loops_error():
+    data = small_task().train
+    inputs = data.inputs.clone()
+    inputs[70] = 123.0
+    model = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(64, 64)), LetsGo(), nn.Linear(64, 4))
+    with torch.no_grad():
+        model[0][1].weight.copy_(torch.eye(64))
+        model[0][1].bias.zero_()
+    options = OPTIONS | {
+        "data": TensorExamples(inputs, data.targets),
+        "optimizer": Optimizer("torch.optim.SGD", lr=0.0),
+    }
+    options["partition"] = [range(40), range(40, 69), range(69, 96)]
+    said = []
+    for one in ("loop", "fused"):
+        with pytest.raises(SplitError, match="no gradient comes back from behind the cut") as raised:
+            by(one, SplitFedV1(), model, rounds=1, **options)  # the row is in its device's last step
+        said.append(str(raised.value))
     assert said[0] == said[1]
 
 
