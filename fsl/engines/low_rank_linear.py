@@ -1,5 +1,6 @@
 """A linear layer with weights of its own for each device of a stack, which nobody forms before the round ends."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from fsl.engines.sgd_history import SgdHistory
 from fsl.engines.stack import NotStackedError
+from fsl.round.low_rank_update import LayerRows
 
 _HUGE = 1e15  # squares of what is larger may overflow in float32
 
@@ -29,16 +31,25 @@ class LowRankLinear(nn.Module):
         self._devices = self._live = 1  # of the stack; of these, how many have a step now
         self._anchor = torch.zeros((), requires_grad=True)  # so that a first layer hears of its gradient
         self._inputs = self._gradients = torch.empty(0, 0, 0)  # (D, rows of all steps, in), (D, ..., out)
-        self._steps: list[int] = []  # rows of a device in each step done
+        self._before = 0  # rows of a device in earlier rounds
+        self._steps: list[int] = []  # the same in each step done
         self._now = 0  # the same in the present step
         self._counts = torch.empty(0)  # what each row of the past counts, (rows,)
         self.passes = 0, 0  # forward and backward, in the present step
         self._ended: list[tuple[int, float, Tensor]] = []  # first device that had no more steps; start, counts then
 
-    def begin(self, weight: Tensor, bias: Tensor | None, history: SgdHistory, devices: int, rows: int) -> None:
+    def begin(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        history: SgdHistory,
+        devices: int,
+        rows: int,
+        changes: Sequence[LayerRows] = (),
+    ) -> None:
         """Start a round of so many devices at these weights; `rows`: of a device in all its steps.
 
-        `history` is counted by the stack, for all its layers.
+        `history` is counted by the stack, for all its layers. `changes`: how each device has left `weight` before.
         """
         self._start, self._start_bias, self._history = weight, bias, history
         self._devices = self._live = devices
@@ -47,8 +58,14 @@ class LowRankLinear(nn.Module):
             self._anchor = torch.zeros((), requires_grad=True, device=weight.device)
         if (self._inputs.dtype, self._inputs.device) != (weight.dtype, weight.device):
             self._inputs = self._gradients = weight.new_empty(0, 0, 0)
-        self._make_room(rows)
+        self._before, before = 0, max((len(one.inputs) for one in changes), default=0)
+        self._make_room(before + rows)  # nothing is done yet
+        self._before = before
         self._counts = self._counted()
+        for place, one in enumerate(changes):
+            used = len(one.inputs)
+            self._inputs[place, :used], self._gradients[place, :used] = one.inputs, one.gradients
+            self._inputs[place, used:before] = self._gradients[place, used:before] = 0.0
 
     def _make_room(self, rows: int) -> None:
         """Have room for so many rows of each device; a layer has more than the stack counts if it runs over tokens."""
@@ -63,7 +80,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def _done(self) -> int:
-        return sum(self._steps)
+        return self._before + sum(self._steps)
 
     def forward(self, values: Tensor) -> Tensor:
         """Returns the outputs (D * R, ..., out) for inputs (D * R, ..., in) of the devices that have a step."""
@@ -149,6 +166,23 @@ class LowRankLinear(nn.Module):
         if bias is not None:
             bias.mul_(starts.to(bias)[:, None]).sub_(scaled.sum(1))
 
+    @property
+    def row_bytes(self) -> int:
+        """Returns the bytes of what a device has trained with since the beginning, in all rounds."""
+        return self._done * (self.ins + self.outs) * self._inputs.element_size()
+
+    def changes(self) -> list[LayerRows]:
+        """Returns each device's change since the weights at the beginning, which must count 1: rows that count."""
+        scaled = self._gradients[:, : self._done] * self._all_counts()[1][..., None]
+        inputs, used = self._inputs[:, : self._done], (scaled != 0.0).any(2)
+        whole = used.all(1).tolist()
+        return [
+            LayerRows(inputs[place], scaled[place])
+            if whole[place]
+            else LayerRows(inputs[place][used[place]], scaled[place][used[place]])
+            for place in range(self._devices)
+        ]
+
     def sound(self) -> Tensor:
         """Returns, by device (D,), whether the norms of all that it trained with are finite.
 
@@ -178,7 +212,9 @@ class LowRankLinear(nn.Module):
 
     def _counted(self) -> Tensor:
         """Returns what each row of the past counts now, (rows,)."""
-        counts = [count for count, rows in zip(self._history.counts, self._steps, strict=True) for _ in range(rows)]
+        counts = [self._history.start] * self._before
+        for count, rows in zip(self._history.counts, self._steps, strict=True):
+            counts += [count] * rows
         return torch.tensor(counts, dtype=self._inputs.dtype, device=self._inputs.device)
 
 

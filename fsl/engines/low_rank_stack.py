@@ -9,12 +9,17 @@ from fsl.engines.low_rank_linear import LowRankLinear
 from fsl.engines.sgd_history import SgdHistory
 from fsl.engines.stack import NotStackedError, Stack, Starts
 from fsl.importing.spec import Spec
+from fsl.round.low_rank_update import LayerRows, parameters_of
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.states import Layout, State
+
+_SMALL = 0.5  # of the weights' bytes: rows of more are neither faster to compute with nor to store
 
 
 class LowRankStack(Stack):
     """One segment whose trained tensors all belong to `nn.Linear` layers, in a copy of its module."""
+
+    updates = True
 
     def __init__(self, runtime: SegmentRuntime, optimizer: Spec):
         """RuntimeError where `why_not` gives a reason."""
@@ -40,12 +45,14 @@ class LowRankStack(Stack):
         """Start a round; no copy of the weights is made."""
         history = SgdHistory.of(self._optimizer)
         assert history is not None
-        self._history, self._starts, self._rate = history, starts, learning_rate
+        self._history, self._rate = history, learning_rate
+        self._starts = Starts(starts.devices, starts.shared, starts.own)  # the layers copy what has changed
         found = starts.own if starts.shared is None else starts.shared.flats
         assert found is not None
         tensors = stacked_views(self._layout, found)
         for name, layer in self._layers.items():
-            layer.begin(*_of(tensors, name), history, starts.devices, rows)
+            changes = [one[name] for one in starts.changes]
+            layer.begin(*_of(tensors, name), history, starts.devices, rows, changes)
 
     def forward(self, values: Tensor) -> Tensor:
         """Returns the outputs of the live devices' rows."""
@@ -76,8 +83,8 @@ class LowRankStack(Stack):
         for layer in self._layers.values():
             layer.drop(shares == 0)
         if self._starts.shared is None:
-            rows = self.states()
-            return State({dtype: shares.double() @ flat.double() for dtype, flat in rows.items()})
+            states = self.states()
+            return State({dtype: shares.double() @ flat.double() for dtype, flat in states.items()})
         counted = float((shares * next(iter(self._layers.values())).starts()).sum())
         mean = State({dtype: flat.double() * counted for dtype, flat in self._starts.shared.flats.items()})
         views = stacked_views(self._layout, mean.flats)
@@ -91,11 +98,21 @@ class LowRankStack(Stack):
 
     def states(self) -> dict[torch.dtype, Tensor]:
         """Returns every device's weights, formed now."""
-        rows = self._starts.rows()
-        views = stacked_views(self._layout, rows)
+        states = self._starts.states()
+        views = stacked_views(self._layout, states)
         for name, layer in self._layers.items():
             layer.finish(*_of(views, name))
-        return rows
+        return states
+
+    def changes(self) -> list[dict[str, LayerRows]] | None:
+        """Returns each device's change since the start; None where weights decayed, or were each device's own."""
+        layers = self._layers.values()
+        if self._starts.shared is None or any(bool((layer.starts() != 1.0).any()) for layer in layers):
+            return None
+        if sum(layer.row_bytes for layer in layers) > _SMALL * self._layout.bytes:
+            return None
+        by_layer = [layer.changes() for layer in layers]
+        return [dict(zip(self._layers, rows)) for rows in zip(*by_layer)]
 
 
 def why_not(runtime: SegmentRuntime, optimizer: Spec) -> str | None:
@@ -143,5 +160,5 @@ def stacked_views(layout: Layout, flats: Mapping[torch.dtype, Tensor]) -> dict[s
 
 
 def _of(tensors: dict[str, Tensor], layer: str) -> tuple[Tensor, Tensor | None]:
-    prefix = f"{layer}." if layer else ""
-    return tensors[f"{prefix}weight"], tensors.get(f"{prefix}bias")
+    weight, bias = parameters_of(layer)
+    return tensors[weight], tensors.get(bias)

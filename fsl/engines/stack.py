@@ -1,12 +1,13 @@
 """What a stack is: one segment of several devices, each with weights of its own, run as one batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fsl.errors import FslError
+from fsl.round.low_rank_update import LayerRows
 from fsl.segments.states import State
 
 
@@ -19,6 +20,7 @@ class Stack(ABC):
 
     one_step: bool = False
     even: bool = False  # whether all devices must have R rows of their own, since the segment may look across them
+    updates: bool = False  # whether it begins and ends with updates, too, where devices have made few steps so far
 
     @abstractmethod
     def bytes_of(self, rows: int) -> int:
@@ -55,6 +57,10 @@ class Stack(ABC):
     def states(self) -> dict[torch.dtype, Tensor]:
         """Returns every device's packed weights (D, size), by dtype."""
 
+    def changes(self) -> Sequence[Mapping[str, LayerRows]] | None:
+        """Returns each device's change since the start that all share, by layer; None where states are no larger."""
+        return None
+
 
 class StackPool:
     """Stacks of one segment: each is lent to one group of devices at a time, and used again in the next round."""
@@ -87,13 +93,23 @@ class NotStackedError(FslError):
 class Starts:
     """The weights at which the devices of a stack begin: one state for all, or one each."""
 
-    def __init__(self, devices: int, shared: State | None = None, own: Mapping[torch.dtype, Tensor] | None = None):
-        """`own`: packed states (D, size) by dtype, which the stack may write into."""
-        assert (shared is None) != (own is None)
-        self.devices, self.shared, self.own = devices, shared, own
+    def __init__(
+        self,
+        devices: int,
+        shared: State | None = None,
+        own: Mapping[torch.dtype, Tensor] | None = None,
+        changes: Sequence[Mapping[str, LayerRows]] = (),
+    ):
+        """`own`: packed states (D, size) by dtype, which the stack may write into.
 
-    def rows(self) -> dict[torch.dtype, Tensor]:
-        """Returns every device's state (D, size) by dtype, in memory that the stack may write into."""
+        `changes`: how each device has left the state that all share, by layer, for a stack that takes `updates`.
+        """
+        assert (shared is None) != (own is None)
+        assert not changes or (len(changes) == devices and shared is not None)
+        self.devices, self.shared, self.own, self.changes = devices, shared, own, changes
+
+    def states(self) -> dict[torch.dtype, Tensor]:
+        """Returns what `shared` or `own` is of every device (D, size), in memory that the stack may write into."""
         if self.own is not None:
             return dict(self.own)
         assert self.shared is not None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fsl.engines.private_fronts import PrivateFronts
 from fsl.engines.stack import NotStackedError, Stack, Starts
 from fsl.engines.stacked_batches import JoinedBatch, StackedBatches
 from fsl.engines.tallies import Tallies
@@ -15,7 +16,6 @@ from fsl.messages.round_plan import CohortTask, RoundPlan
 from fsl.objective import Objective
 from fsl.round.batches import plan_batches
 from fsl.round.edge_side import EdgeSide
-from fsl.round.kept_states import load_private
 from fsl.round.unusable import lost_reason
 from fsl.round.workload import Worker
 from fsl.segments.finite import REFUSED, doubtful, finite, usable
@@ -53,6 +53,8 @@ class StackedCohort:
             for device in sorted(self._tasks)
         }
         self._tallies = Tallies(plan, worker, self._batches, self.edge.server.trainer.bench.objective)
+        private = plan.fronts == "private"
+        self._fronts = PrivateFronts(worker, states.get("front")) if private else None
         self._totals: dict[str, Total] = {}
         self.lost: dict[int, str] = {}
 
@@ -90,18 +92,14 @@ class StackedCohort:
         stacks = {}
         for name in segments:
             stacks[name] = stack = self._stack_of(name)
-            stack.begin(self._starts(name, group.devices), self.plan.learning_rates[name], group.rows)
+            stack.begin(self._starts(name, group.devices, stack.updates), self.plan.learning_rates[name], group.rows)
             stack.leave(group.live(0))
         return _Group(group, stacks)
 
-    def _starts(self, segment: str, devices: Sequence[int]) -> Starts:
-        if segment == "front" and self.plan.fronts == "private":
-            found = [load_private(self.worker, segment, self._tasks[device]) for device in devices]
-            if any(state is not None for state in found):
-                states = [self.states[segment] if state is None else state for state in found]
-                dtypes = states[0].flats
-                return Starts(len(devices), own={d: torch.stack([one.flats[d] for one in states]) for d in dtypes})
-        return Starts(len(devices), shared=self.states[segment])
+    def _starts(self, segment: str, devices: Sequence[int], updates: bool) -> Starts:
+        if segment != "front" or self._fronts is None:
+            return Starts(len(devices), shared=self.states[segment])
+        return self._fronts.starts([self._tasks[device] for device in devices], updates)
 
     # A back for each device: both segments are stacked, and no device waits for another.
 
@@ -227,20 +225,12 @@ class StackedCohort:
             return
         shares = torch.tensor(samples, dtype=torch.float64) / sum(samples)
         for name, stack in group.stacks.items():
-            if name == "front" and self.plan.fronts == "private":
-                self._store(name, devices, stack)
+            if name == "front" and self._fronts is not None:
+                self._fronts.save([self._tasks[device] for device in devices], self.plan.round, stack, self.lost)
                 continue
             total = WeightedSum(self.worker.segments[name].layout)
             total.add(stack.mean(shares.to(self.worker.accelerator)), float(sum(samples)))
             merge_totals(self._totals, {name: total})
-
-    def _store(self, segment: str, devices: Sequence[int], stack: Stack) -> None:
-        layout, rows = self.worker.segments[segment].layout, stack.states()
-        for place, device in enumerate(devices):
-            if device not in self.lost:
-                task = self._tasks[device]
-                tensors = layout.unpack(State({dtype: flat[place] for dtype, flat in rows.items()}))
-                self.worker.store.save(f"{segment}s/{device}", self.plan.round, tensors, (task.version, task.saved))
 
 
 @dataclass

@@ -40,7 +40,7 @@ class WeightStack(Stack):
 
     def begin(self, starts: Starts, learning_rate: float, rows: int) -> None:
         """Start a round with a copy of the weights for each device."""
-        self._rows = starts.rows()
+        self._rows = starts.states()
         self._live, self._rate = starts.devices, learning_rate
         views = stacked_views(self._layout, self._rows)
         trained = {field.name for field in self._layout.fields if field.trainable}

@@ -4,16 +4,19 @@ A generation's name is the round that wrote it. The cloud says which one counts,
 round that it did not finish.
 """
 
+import hashlib
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from fsl.errors import CheckpointError
-from fsl.files import map_tensors, read_bytes, sync, tensor_bytes, tensors_in, write_bytes
+from fsl.files import load_metadata, map_tensors, metadata_of, read_bytes, sync, tensor_bytes, tensors_in, write_bytes
 from fsl.messages.identifiers import check_kept
 from fsl.private_files import private_folder
+from fsl.round.low_rank_update import LowRankUpdate
 from fsl.round.recent_files import RecentFiles
 from fsl.segments.finite import finite
 
@@ -21,6 +24,8 @@ log = logging.getLogger(__name__)
 _MODELS = ("fronts/", "tails/", "heads/")  # for these an older generation is better than none
 _MAPPED = 1 << 20  # bytes of a file, from which on it is mapped instead of read
 _RECENT = 32 << 20  # bytes of smaller files that are kept in memory
+_START = "starts/"  # owners of what updates count from
+_OVER = "update_over"  # in a file's metadata: it holds an update, over the start of this name
 KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node stores and can do without
 
 
@@ -36,6 +41,7 @@ class Store:
         self.restarts: dict[str, int] = {}  # such owners, with the generation that they went on from; 0: none
         self._unsynced: list[Path] = []
         self._recent = RecentFiles(_RECENT)
+        self._starts: dict[str, dict[str, Tensor]] = {}  # the last one that was kept or read, by its name
 
     def path(self, owner: str, version: int) -> Path:
         """Returns the path of an owner's generation; WireError for a name or a number that would lead elsewhere."""
@@ -47,6 +53,11 @@ class Store:
 
         CheckpointError where it is missing or damaged, and the owner may not go on without it.
         """
+        found = self.load_compact(owner, version)
+        return self._whole(found) if isinstance(found, LowRankUpdate) else found
+
+    def load_compact(self, owner: str, version: int) -> dict[str, Tensor] | LowRankUpdate | None:
+        """Load like `load`, but what was saved as an update as such."""
         if version == 0:
             return None
         if not owner.startswith(self.forgives):
@@ -55,6 +66,31 @@ class Store:
             return self._read_good(owner, version)
         except CheckpointError as error:
             return self._before(owner, version, error)
+
+    def start(self, name: str) -> dict[str, Tensor]:
+        """Load the tensors that updates count from; CheckpointError where they are missing or damaged."""
+        if name not in self._starts:
+            found = self._read(_START + name, 1)
+            assert not isinstance(found, LowRankUpdate)  # of such a name, only `keep_start` saves
+            self._starts = {name: found}
+        return self._starts[name]
+
+    def keep_start(self, tensors: Mapping[str, Tensor]) -> str:
+        """Store tensors that updates count from, if they are not there yet; returns their name.
+
+        They are never deleted: a run has one or a few.
+        """
+        content = tensor_bytes(tensors)
+        name = hashlib.sha256(content).hexdigest()[:32]
+        if name not in self._starts:
+            path = self.path(_START + name, 1)
+            if not path.exists():
+                self._write(path, content)
+            self._starts = {name: tensors_in(content, path)}
+        return name
+
+    def _whole(self, update: LowRankUpdate) -> dict[str, Tensor]:
+        return update.applied(self.start(update.start))
 
     def _before(self, owner: str, version: int, error: CheckpointError) -> dict[str, Tensor] | None:
         """Load the newest intact older generation; None where there is none, or the owner is no model's segment."""
@@ -74,11 +110,12 @@ class Store:
 
     def _read_good(self, owner: str, version: int) -> dict[str, Tensor]:
         found = self._read(owner, version)
-        if not finite(found.values()):
+        whole = self._whole(found) if isinstance(found, LowRankUpdate) else found
+        if not finite(whole.values()):
             raise CheckpointError(f"{self.path(owner, version)} holds values that are not finite")
-        return found
+        return whole
 
-    def _read(self, owner: str, version: int) -> dict[str, Tensor]:
+    def _read(self, owner: str, version: int) -> dict[str, Tensor] | LowRankUpdate:
         path = self.path(owner, version)
         try:
             found = path.stat()
@@ -87,33 +124,55 @@ class Store:
                 f"{path} is missing, though round {version} wrote it; restore it, or start a new run without resume"
             ) from None
         if found.st_size >= _MAPPED:
-            return map_tensors(path)
+            return _as_saved(map_tensors(path), lambda: load_metadata(path), path)
         content = self._recent.get(path, found)
         if content is None:
             content = read_bytes(path)
             self._recent.put(path, found, content)
-        return tensors_in(content, path)
+        return _as_saved(tensors_in(content, path), lambda: metadata_of(content), path)
 
     def save(self, owner: str, version: int, tensors: Mapping[str, Tensor], keep: tuple[int, ...]) -> None:
         """Write a new generation, and delete those outside of `keep`, which the cloud and the checkpoint name.
 
         It is safe from a power failure after the next `sync`.
         """
-        path = self.path(owner, version)
+        self._save(self.path(owner, version), tensor_bytes(tensors), {version, *keep})
+
+    def save_update(self, owner: str, version: int, update: LowRankUpdate, keep: tuple[int, ...]) -> None:
+        """Write a new generation like `save`, of what was changed since a start that is kept."""
+        self._save(self.path(owner, version), tensor_bytes(update.tensors(), {_OVER: update.start}), {version, *keep})
+
+    def _save(self, path: Path, content: bytes, wanted: set[int]) -> None:
+        self._write(path, content)
+        for name in os.listdir(path.parent):  # glob is slower, and felt with a thousand devices
+            stem, ending = os.path.splitext(name)
+            if ending == ".safetensors" and not (stem.isdecimal() and int(stem) in wanted):
+                old = path.parent / name
+                old.unlink(missing_ok=True)
+                self._recent.forget(old)
+
+    def _write(self, path: Path, content: bytes) -> None:
         private_folder(path.parent)
-        content = tensor_bytes(tensors)
         write_bytes(path, content, durable=False, private=True)
         self._unsynced.append(path)
         if len(content) < _MAPPED:
             self._recent.put(path, path.stat(), content)
-        wanted = {version, *keep}
-        for old in path.parent.glob("*.safetensors"):
-            if not old.stem.isdecimal() or int(old.stem) not in wanted:
-                old.unlink(missing_ok=True)
-                self._recent.forget(old)
 
     def sync(self) -> None:
         """Wait until all saved files lie on the disk; a node does so once a round, before it reports."""
         saved, self._unsynced = self._unsynced, []
         if self._durable:
             sync(saved)
+
+
+def _as_saved(
+    tensors: dict[str, Tensor], metadata: Callable[[], dict[str, str]], path: Path
+) -> dict[str, Tensor] | LowRankUpdate:
+    """Tells an update from a state; `metadata` is read only where names of tensors look like those of an update."""
+    if not LowRankUpdate.looks_like(tensors):
+        return tensors
+    try:
+        start = metadata().get(_OVER)
+        return tensors if start is None else LowRankUpdate.of(start, tensors)
+    except (CheckpointError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it, or start a new run without resume") from None

@@ -101,7 +101,6 @@ def test_stacks_in_float32_stay_within_a_hundred_thousandth_over_ten_steps(stack
         "batch_size": 2,
         "devices": 8,
         "samples_per_device": 12,
-        "local_epochs": 2 if False else 1,
     }
     assert_near(*(by(engine, SplitFedV1(), mlp(), **options) for engine in ("loop", "stacked")))
     assert kinds(stacked) == {"LowRankStack"}

@@ -5,6 +5,7 @@ import torch
 
 from fsl.errors import CheckpointError
 from fsl.round import node_store
+from fsl.round.low_rank_update import LayerRows, LowRankUpdate
 from fsl.round.node_store import Store
 from fsl.round.recent_files import RecentFiles
 
@@ -99,3 +100,65 @@ def test_a_store_of_a_run_whose_folder_goes_waits_for_no_disk(tmp_path, monkeypa
         store.save("fronts/3", 1, {"w": torch.ones(5)}, ())
         store.sync()
     assert waited == [Store(tmp_path).path("fronts/3", 1)]
+
+
+# Updates: rows over a start that many owners share.
+
+
+def update(store, rows=3, layer="0"):
+    start = {"0.weight": torch.arange(8.0).view(2, 4), "0.bias": torch.ones(2)}
+    change = LayerRows(torch.ones(rows, 4), torch.full((rows, 2), 0.5))
+    return start, LowRankUpdate(store.keep_start(start), {layer: change})
+
+
+@pytest.mark.parametrize("rows", [0, 3, 1 << 16])
+def test_an_update_is_loaded_as_the_state_that_it_makes_of_its_start(tmp_path, rows):
+    store = Store(tmp_path)
+    start, made = update(store, rows)
+    store.save_update("fronts/3", 1, made, ())
+    for reader in (store, Store(tmp_path)):
+        found = reader.load("fronts/3", 1)
+        assert torch.equal(found["0.weight"], start["0.weight"] - 0.5 * rows)
+        assert torch.equal(found["0.bias"], 1 - torch.full((2,), 0.5 * rows))
+        assert len(reader.load_compact("fronts/3", 1).layers["0"].inputs) == rows
+
+
+def test_a_start_is_stored_once_and_outlives_every_generation(tmp_path):
+    store = Store(tmp_path)
+    for round in range(1, 6):
+        store.save_update("fronts/3", round, update(store)[1], (round - 1,))
+    assert [path.name for path in sorted((tmp_path / "fronts/3").iterdir())] == ["4.safetensors", "5.safetensors"]
+    assert len(list((tmp_path / "starts").iterdir())) == 1
+
+
+def test_an_update_without_its_start_is_told_by_the_starts_path(tmp_path):
+    store = Store(tmp_path)
+    made = update(store)[1]
+    store.save_update("fronts/3", 1, made, ())
+    store.path(f"starts/{made.start}", 1).unlink()
+    with pytest.raises(CheckpointError, match=f"starts/{made.start}/1.safetensors is missing"):
+        Store(tmp_path).load("fronts/3", 1)
+
+
+def test_rows_of_another_model_are_refused(tmp_path):
+    store = Store(tmp_path)
+    store.save_update("fronts/3", 1, update(store, layer="1")[1], ())
+    with pytest.raises(CheckpointError, match="the rows kept of layer '1' do not fit it; another model wrote them"):
+        store.load("fronts/3", 1)
+
+
+def test_a_parameter_that_is_called_like_an_updates_rows_is_a_parameter(tmp_path):
+    store = Store(tmp_path)
+    store.save("fronts/3", 1, {"inputs:0": torch.ones(2)}, ())
+    assert torch.equal(store.load("fronts/3", 1)["inputs:0"], torch.ones(2))
+
+
+def test_an_owner_that_may_begin_anew_does_so_without_its_updates_start(tmp_path):
+    store = Store(tmp_path)
+    made = update(store)[1]
+    store.save_update("fronts/3", 1, made, ())
+    store.path(f"starts/{made.start}", 1).unlink()
+    other = Store(tmp_path)
+    other.forgives = ("fronts/",)
+    assert other.load("fronts/3", 1) is None
+    assert other.restarts == {"fronts/3": 0}

@@ -1,0 +1,88 @@
+"""What a device has changed of its linear layers, as the few rows that changed them: smaller than the weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fsl.errors import CheckpointError
+
+_INPUTS, _GRADIENTS = "inputs:", "gradients:"
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """A linear layer's weights W (out, in) as W = W_0 - gradients^T inputs, and its bias as b = b_0 - their sum.
+
+    `inputs` (R, in), `gradients` (R, out): of R rows that it was trained with, each gradient times its learning rate.
+    """
+
+    inputs: Tensor
+    gradients: Tensor
+
+
+@dataclass(frozen=True)
+class LowRankUpdate:
+    """A segment that has trained for a while from weights that its file does not hold.
+
+    `start`: the name that `Store.keep_start` gave to these weights. `layers`: by the name of the linear layer in the
+    segment, "" where it is the segment itself.
+    """
+
+    start: str
+    layers: Mapping[str, LayerRows]
+
+    @property
+    def bytes(self) -> int:
+        """Returns the bytes of all rows."""
+        return sum(t.numel() * t.element_size() for rows in self.layers.values() for t in (rows.inputs, rows.gradients))
+
+    def refuse_unfit(self, start: Mapping[str, Tensor]) -> None:
+        """CheckpointError where a layer's rows are none of that layer."""
+        for layer, rows in self.layers.items():
+            weight = start.get(parameters_of(layer)[0])
+            shape = rows.gradients.shape[1:] + rows.inputs.shape[1:]
+            if weight is None or shape != weight.shape or len(rows.inputs) != len(rows.gradients):
+                raise CheckpointError(f"the rows kept of layer '{layer}' do not fit it; another model wrote them")
+
+    def applied(self, start: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns the segment's tensors, from those at its start; CheckpointError where they do not fit."""
+        self.refuse_unfit(start)
+        found = dict(start)
+        for layer, rows in self.layers.items():
+            weight, bias = parameters_of(layer)
+            found[weight] = torch.addmm(start[weight], rows.gradients.t(), rows.inputs, alpha=-1.0)
+            if bias in start:
+                found[bias] = start[bias] - rows.gradients.sum(0)
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns what a file holds of it, beside the name of its start."""
+        found = {}
+        for layer, rows in self.layers.items():
+            found[_INPUTS + layer], found[_GRADIENTS + layer] = rows.inputs, rows.gradients
+        return found
+
+    @staticmethod
+    def looks_like(tensors: Mapping[str, Tensor]) -> bool:
+        """Returns whether these may be an update's tensors: names of parameters may look like theirs."""
+        return any(name.startswith(_INPUTS) for name in tensors)
+
+    @staticmethod
+    def of(start: str, tensors: Mapping[str, Tensor]) -> "LowRankUpdate":
+        """Returns what `tensors` was made of; CheckpointError where rows are missing."""
+        layers = {}
+        for name, inputs in tensors.items():
+            if name.startswith(_INPUTS):
+                layer = name.removeprefix(_INPUTS)
+                if (gradients := tensors.get(_GRADIENTS + layer)) is None:
+                    raise CheckpointError(f"the rows of layer '{layer}' have no gradients")
+                layers[layer] = LayerRows(inputs, gradients)
+        return LowRankUpdate(start, layers)
+
+
+def parameters_of(layer: str) -> tuple[str, str]:
+    """Returns the names that weight and bias of a layer have in its segment's state."""
+    prefix = f"{layer}." if layer else ""
+    return f"{prefix}weight", f"{prefix}bias"

@@ -1,0 +1,99 @@
+"""Private fronts that are stored as what a device's few steps changed equal those of the loop, and go on from there."""
+
+from collections import Counter
+
+import pytest
+import torch
+from fsl.strategies import PSL, SGLR, SplitFedV3
+from torch import nn
+
+from fsl.files import load_tensors
+from fsl.round.node_store import Store
+from fsl.segments.learning_rate import Schedule
+from fsl.settings.optimizer_settings import Optimizer
+from tests.helpers.engine_runs import assert_near, by, in_float64
+from tests.helpers.runs import MOMENTUM, SGD, KillAfter, KilledError
+from tests.helpers.small import small_task
+
+DAMPED = Optimizer("torch.optim.SGD", lr=0.05, options={"momentum": 0.8, "dampening": 0.3})
+STEPPED = Optimizer("torch.optim.SGD", lr=0.05, schedule=Schedule(milestones=(0.3, 0.6), gamma=0.5))
+OPTIONS = {"cut": "2", "batch_size": 2, "devices": 4, "samples_per_device": 3, "rounds": 3, "devices_per_round": 3}
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Counts by round how many fronts were stored as updates; the loop stores none."""
+    counts = Counter()
+    save_update = Store.save_update
+
+    def noted(self, owner, version, *rest):
+        counts[version] += 1
+        return save_update(self, owner, version, *rest)
+
+    monkeypatch.setattr(Store, "save_update", noted)
+    return counts
+
+
+def deep(bias=True, width=64):
+    torch.manual_seed(0)
+    front = nn.Sequential(nn.Linear(width, 48, bias=bias), nn.Tanh(), nn.Linear(48, 32))
+    return nn.Sequential(nn.Flatten(), front, nn.Tanh(), nn.Linear(32, 4))
+
+
+def fronts(folder):
+    return {path.stem: load_tensors(path) for path in sorted((folder / "fronts").glob("*.safetensors"))}
+
+
+def both(strategy, model, **options):
+    options = OPTIONS | options
+    model, data = in_float64(model, small_task())
+    one, other = (by(engine, strategy, model, data=data, **options) for engine in ("loop", "stacked"))
+    assert_near(one, other, 1e-9)
+    for device in range(4):
+        for name, tensor in one.front(device).items():
+            torch.testing.assert_close(other.front(device)[name], tensor, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", [PSL(), SGLR(phi=0.5, alpha=0.5), SplitFedV3()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("optimizer", [SGD, DAMPED, STEPPED], ids=["sgd", "damped", "stepped"])
+def test_updates_over_several_rounds_are_the_fronts_of_the_loop(strategy, optimizer, saved):
+    both(strategy, deep(), optimizer=optimizer)
+    assert saved == {1: 3, 2: 3, 3: 3}
+
+
+def test_a_front_without_a_bias_is_an_update_too(saved):
+    both(PSL(), deep(bias=False))
+    assert saved == {1: 3, 2: 3, 3: 3}
+
+
+def test_a_front_that_is_one_layer_is_an_update_too(saved, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 4))
+    both(PSL(), model, cut="1")
+    assert saved == {1: 3, 2: 3, 3: 3}
+
+
+def test_devices_with_more_samples_have_more_rows(saved):
+    both(PSL(), deep(), partition=[range(1), range(1, 4), range(4, 6), range(6, 9)], samples_per_device=None)
+    assert saved == {1: 3, 2: 3, 3: 3}
+
+
+def test_fronts_are_states_from_the_round_on_in_which_rows_take_as_many_bytes(saved):
+    both(PSL(), deep(), rounds=8, devices_per_round=4)
+    assert saved == {1: 4, 2: 4, 3: 4, 4: 4}
+
+
+def test_weights_that_decay_are_stored_as_states(saved):
+    both(PSL(), deep(), optimizer=MOMENTUM)
+    assert not saved
+
+
+def test_a_run_goes_on_from_updates_by_the_same_bits(saved, tmp_path):
+    options = OPTIONS | {"devices_per_round": 4}  # all have a front of their own, and the cloud sends none
+    by("stacked", PSL(), deep(), out=tmp_path / "whole", **options)
+    with pytest.raises(KilledError):
+        by("stacked", PSL(), deep(), out=tmp_path / "killed", observers=[KillAfter(2)], **options)
+    by("stacked", PSL(), deep(), out=tmp_path / "killed", resume=True, **options)
+    whole, resumed = fronts(tmp_path / "whole"), fronts(tmp_path / "killed")
+    assert all(torch.equal(whole[d][name], resumed[d][name]) for d in whole for name in whole[d])
+    assert saved[3] == 8
