@@ -17,6 +17,8 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 
+_HEADER = 100_000_000  # bytes of a safetensors file's header at most, which is that format's limit
+
 
 def write_bytes(path: Path, data: bytes, durable: bool = True, private: bool = False) -> None:
     """Write a file atomically: a reader sees the old content or the new, also after a full disk or a kill.
@@ -134,6 +136,17 @@ def load_metadata(path: Path) -> dict[str, str]:
         return metadata_of(data)
     except ValueError as error:
         raise _unreadable(path, error) from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Like `load_metadata`, from the file's first bytes: empty where these are damaged; OSError where it is missing."""
+    with open(path, "rb") as file:
+        first = file.read(8)
+        try:
+            (size,) = struct.unpack("<Q", first)
+            return metadata_of(first + file.read(min(size, _HEADER)))
+        except (struct.error, ValueError):
+            return {}
 
 
 def metadata_of(data: bytes) -> dict[str, str]:

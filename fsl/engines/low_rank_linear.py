@@ -45,7 +45,7 @@ class LowRankLinear(nn.Module):
         history: SgdHistory,
         devices: int,
         rows: int,
-        changes: Sequence[LayerRows] = (),
+        changes: Sequence[LayerRows | None] = (),
     ) -> None:
         """Start a round of so many devices at these weights; `rows`: of a device in all its steps.
 
@@ -58,13 +58,14 @@ class LowRankLinear(nn.Module):
             self._anchor = torch.zeros((), requires_grad=True, device=weight.device)
         if (self._inputs.dtype, self._inputs.device) != (weight.dtype, weight.device):
             self._inputs = self._gradients = weight.new_empty(0, 0, 0)
-        self._before, before = 0, max((len(one.inputs) for one in changes), default=0)
+        self._before, before = 0, max((len(one.inputs) for one in changes if one), default=0)
         self._make_room(before + rows)  # nothing is done yet
         self._before = before
         self._counts = self._counted()
         for place, one in enumerate(changes):
-            used = len(one.inputs)
-            self._inputs[place, :used], self._gradients[place, :used] = one.inputs, one.gradients
+            used = 0 if one is None else len(one.inputs)
+            if one is not None:
+                self._inputs[place, :used], self._gradients[place, :used] = one.inputs, one.gradients
             self._inputs[place, used:before] = self._gradients[place, used:before] = 0.0
 
     def _make_room(self, rows: int) -> None:
@@ -165,11 +166,6 @@ class LowRankLinear(nn.Module):
         weight.baddbmm_(scaled.transpose(1, 2), self._inputs[:, : self._done], alpha=-1.0)
         if bias is not None:
             bias.mul_(starts.to(bias)[:, None]).sub_(scaled.sum(1))
-
-    @property
-    def row_bytes(self) -> int:
-        """Returns the bytes of what a device has trained with since the beginning, in all rounds."""
-        return self._done * (self.ins + self.outs) * self._inputs.element_size()
 
     def changes(self) -> list[LayerRows]:
         """Returns each device's change since the weights at the beginning, which must count 1: rows that count."""

@@ -13,8 +13,6 @@ from fsl.round.low_rank_update import LayerRows, parameters_of
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.states import Layout, State
 
-_SMALL = 0.5  # of the weights' bytes: rows of more are neither faster to compute with nor to store
-
 
 class LowRankStack(Stack):
     """One segment whose trained tensors all belong to `nn.Linear` layers, in a copy of its module."""
@@ -51,7 +49,7 @@ class LowRankStack(Stack):
         assert found is not None
         tensors = stacked_views(self._layout, found)
         for name, layer in self._layers.items():
-            changes = [one[name] for one in starts.changes]
+            changes = [one.get(name) for one in starts.changes]
             layer.begin(*_of(tensors, name), history, starts.devices, rows, changes)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -105,13 +103,10 @@ class LowRankStack(Stack):
         return states
 
     def changes(self) -> list[dict[str, LayerRows]] | None:
-        """Returns each device's change since the start; None where weights decayed, or were each device's own."""
-        layers = self._layers.values()
-        if self._starts.shared is None or any(bool((layer.starts() != 1.0).any()) for layer in layers):
+        """Returns each device's change since the start; None where weights decayed."""
+        if any(bool((layer.starts() != 1.0).any()) for layer in self._layers.values()):
             return None
-        if sum(layer.row_bytes for layer in layers) > _SMALL * self._layout.bytes:
-            return None
-        by_layer = [layer.changes() for layer in layers]
+        by_layer = [layer.changes() for layer in self._layers.values()]
         return [dict(zip(self._layers, rows)) for rows in zip(*by_layer)]
 
 

@@ -1,6 +1,7 @@
 """Loads the private fronts of a stack's devices, and stores them: as states, or as updates where these are smaller."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from fsl.engines.stack import Stack, Starts
 from fsl.messages.round_plan import DeviceTask
-from fsl.round.low_rank_update import LayerRows, LowRankUpdate
+from fsl.round.low_rank_update import LayerRows, LowRankUpdate, start_at
 from fsl.round.workload import Worker
 from fsl.segments.states import State
+
+_SMALL = 0.5  # of a state's bytes: rows of more are neither faster to compute with nor to store
 
 
 class PrivateFronts:
@@ -20,63 +23,92 @@ class PrivateFronts:
     fraction of the bytes, and a stack need not form their weights.
     """
 
-    def __init__(self, worker: Worker, shared: State | None):
+    def __init__(self, worker: Worker, shared: State | None, tasks: Sequence[DeviceTask]):
         self._store, self._accelerator = worker.store, worker.accelerator
         self._layout = worker.segments["front"].layout
-        self._shared = shared
+        self._shared, self._tasks = shared, tasks
+        self._own: dict[torch.dtype, Tensor] = {}  # (D, size), where some begin with their own
+        self._names: list[str | None] = []  # of each device's start; None: of what all share
 
-    def starts(self, tasks: Sequence[DeviceTask], updates: bool) -> Starts:
+    def starts(self, updates: bool) -> Starts:
         """Returns the weights at which devices begin; `updates`: whether these may be told by changes."""
-        load = self._store.load_compact if updates else self._store.load
-        found = [load(_owner(task.device), task.version) for task in tasks]
-        if self._shared is not None and all(one is None for one in found):
-            return Starts(len(tasks), shared=self._shared)
-        if (changes := self._changes(found)) is not None:
-            return Starts(len(tasks), shared=self._shared, changes=changes)
-        states = [self._state(one) for one in found]
-        return Starts(len(tasks), own={d: torch.stack([one.flats[d] for one in states]) for d in states[0].flats})
+        changes: list[Mapping[str, LayerRows]] = []
+        for place, task in enumerate(self._tasks):
+            found = self._load(task, updates)
+            changes.append(found.changes)
+            self._names.append(found.name)
+            if found.start is not None:
+                self._own = self._own or self._room()
+                self._layout.pack_into(_row(self._own, place), found.start)
+        if not any(changes):
+            changes = []
+        if not self._own:
+            return Starts(len(self._tasks), shared=self._common, changes=changes)
+        for place in (place for place, name in enumerate(self._names) if name is None):
+            for dtype, flat in self._common.flats.items():
+                self._own[dtype][place] = flat
+        return Starts(len(self._tasks), own=self._own, changes=changes)
 
-    def save(self, tasks: Sequence[DeviceTask], round: int, stack: Stack, lost: Collection[int]) -> None:
+    def save(self, round: int, stack: Stack, lost: Collection[int]) -> None:
         """Store what devices have now, except for those that are lost."""
         changes = stack.changes()
         states = stack.states() if changes is None else {}
-        for place, task in enumerate(tasks):
+        for place, task in enumerate(self._tasks):
             if task.device in lost:
                 continue
             owner, keep = _owner(task.device), (task.version, task.saved)
             if changes is None:
-                state = State({dtype: flat[place] for dtype, flat in states.items()})
-                self._store.save(owner, round, self._layout.unpack(state), keep)
-            else:
-                self._store.save_update(owner, round, LowRankUpdate(self._start, changes[place]), keep)
+                self._store.save(owner, round, self._layout.unpack(_row(states, place)), keep)
+                continue
+            update = LowRankUpdate(self._names[place] or self._shared_name, changes[place])
+            if update.bytes <= _SMALL * self._layout.bytes:
+                self._store.save_update(owner, round, update, keep)
+                continue
+            start = _row(self._own, place) if self._own else self._common
+            self._store.save(owner, round, update.applied(self._layout.unpack(start)), keep)
 
-    def _changes(
-        self, found: Sequence[Mapping[str, Tensor] | LowRankUpdate | None]
-    ) -> list[Mapping[str, LayerRows]] | None:
-        """Returns each device's change since one start; None where there is no such start."""
-        updates = [one for one in found if isinstance(one, LowRankUpdate)]
-        if not updates or any(one is not None and not isinstance(one, LowRankUpdate) for one in found):
-            return None
-        if self._shared is None:
-            self._shared = self._layout.pack(self._store.start(updates[0].start), self._accelerator)
-        if any(one.start != self._start for one in updates):
-            return None
-        for one in updates:
-            one.refuse_unfit(self._store.start(self._start))
-        none = {name: LayerRows(rows.inputs[:0], rows.gradients[:0]) for name, rows in updates[0].layers.items()}
-        return [one.layers if isinstance(one, LowRankUpdate) else none for one in found]
-
-    def _state(self, found: Mapping[str, Tensor] | LowRankUpdate | None) -> State:
+    def _load(self, task: DeviceTask, updates: bool) -> "_Found":
+        owner = _owner(task.device)
+        found = (self._store.load_compact if updates else self._store.load)(owner, task.version)
         if found is None:
-            assert self._shared is not None  # the cloud sends a front where some device has none
-            return self._shared
-        whole = found.applied(self._store.start(found.start)) if isinstance(found, LowRankUpdate) else found
-        return self._layout.pack(whole, self._accelerator)
+            return _Found()
+        if not isinstance(found, LowRankUpdate):
+            return _Found(start_at(task.version), found)
+        start = self._store.start(owner, found)
+        found.refuse_unfit(start)
+        if found.start_round is not None:
+            return _Found(found.start, start, found.layers)
+        if self._shared is None:
+            self._shared = self._layout.pack(start, self._accelerator)
+        if found.start == self._shared_name:
+            return _Found(changes=found.layers)
+        return _Found(found.start, start, found.layers)
+
+    def _room(self) -> dict[torch.dtype, Tensor]:
+        devices, sizes = len(self._tasks), self._layout.sizes.items()
+        return {dtype: torch.zeros(devices, size, dtype=dtype, device=self._accelerator) for dtype, size in sizes}
+
+    @property
+    def _common(self) -> State:
+        assert self._shared is not None  # the cloud sends a front where some device has none
+        return self._shared
 
     @cached_property
-    def _start(self) -> str:
-        assert self._shared is not None
-        return self._store.keep_start(self._layout.unpack(self._shared))
+    def _shared_name(self) -> str:
+        return self._store.keep_start(self._layout.unpack(self._common))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where a device begins: the start's name and tensors, None for what all share, and its change since."""
+
+    name: str | None = None
+    start: Mapping[str, Tensor] | None = None
+    changes: Mapping[str, LayerRows] = field(default_factory=dict)
+
+
+def _row(states: Mapping[torch.dtype, Tensor], place: int) -> State:
+    return State({dtype: flat[place] for dtype, flat in states.items()})
 
 
 def _owner(device: int) -> str:

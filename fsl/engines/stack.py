@@ -58,7 +58,7 @@ class Stack(ABC):
         """Returns every device's packed weights (D, size), by dtype."""
 
     def changes(self) -> Sequence[Mapping[str, LayerRows]] | None:
-        """Returns each device's change since the start that all share, by layer; None where states are no larger."""
+        """Returns each device's change since its start, by layer; None where it is no sum of rows."""
         return None
 
 
@@ -102,10 +102,10 @@ class Starts:
     ):
         """`own`: packed states (D, size) by dtype, which the stack may write into.
 
-        `changes`: how each device has left the state that all share, by layer, for a stack that takes `updates`.
+        `changes`: what each device has changed of that before, by layer, for a stack that takes `updates`.
         """
         assert (shared is None) != (own is None)
-        assert not changes or (len(changes) == devices and shared is not None)
+        assert not changes or len(changes) == devices
         self.devices, self.shared, self.own, self.changes = devices, shared, own, changes
 
     def states(self) -> dict[torch.dtype, Tensor]:

@@ -53,8 +53,6 @@ class StackedCohort:
             for device in sorted(self._tasks)
         }
         self._tallies = Tallies(plan, worker, self._batches, self.edge.server.trainer.bench.objective)
-        private = plan.fronts == "private"
-        self._fronts = PrivateFronts(worker, states.get("front")) if private else None
         self._totals: dict[str, Total] = {}
         self.lost: dict[int, str] = {}
 
@@ -90,16 +88,19 @@ class StackedCohort:
 
     def _opened(self, group: StackedBatches, segments: Sequence[str]) -> "_Group":
         stacks = {}
+        fronts = None
+        if self.plan.fronts == "private":
+            tasks = [self._tasks[device] for device in group.devices]
+            fronts = PrivateFronts(self.worker, self.states.get("front"), tasks)
         for name in segments:
             stacks[name] = stack = self._stack_of(name)
-            stack.begin(self._starts(name, group.devices, stack.updates), self.plan.learning_rates[name], group.rows)
+            if name == "front" and fronts is not None:
+                starts = fronts.starts(stack.updates)
+            else:
+                starts = Starts(len(group.devices), self.states[name])
+            stack.begin(starts, self.plan.learning_rates[name], group.rows)
             stack.leave(group.live(0))
-        return _Group(group, stacks)
-
-    def _starts(self, segment: str, devices: Sequence[int], updates: bool) -> Starts:
-        if segment != "front" or self._fronts is None:
-            return Starts(len(devices), shared=self.states[segment])
-        return self._fronts.starts([self._tasks[device] for device in devices], updates)
+        return _Group(group, stacks, fronts)
 
     # A back for each device: both segments are stacked, and no device waits for another.
 
@@ -225,8 +226,8 @@ class StackedCohort:
             return
         shares = torch.tensor(samples, dtype=torch.float64) / sum(samples)
         for name, stack in group.stacks.items():
-            if name == "front" and self._fronts is not None:
-                self._fronts.save([self._tasks[device] for device in devices], self.plan.round, stack, self.lost)
+            if name == "front" and group.fronts is not None:
+                group.fronts.save(self.plan.round, stack, self.lost)
                 continue
             total = WeightedSum(self.worker.segments[name].layout)
             total.add(stack.mean(shares.to(self.worker.accelerator)), float(sum(samples)))
@@ -237,6 +238,7 @@ class StackedCohort:
 class _Group:
     batches: StackedBatches
     stacks: Mapping[str, Stack]
+    fronts: PrivateFronts | None  # None: they are averaged
 
 
 def losses_of(

@@ -9,6 +9,7 @@ from torch import Tensor
 from fsl.errors import CheckpointError
 
 _INPUTS, _GRADIENTS = "inputs:", "gradients:"
+_ROUND = "round-"
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,17 @@ class LayerRows:
 class LowRankUpdate:
     """A segment that has trained for a while from weights that its file does not hold.
 
-    `start`: the name that `Store.keep_start` gave to these weights. `layers`: by the name of the linear layer in the
-    segment, "" where it is the segment itself.
+    `start`: the name that `Store.keep_start` gave to these weights, or `start_at` gives to a generation of the same
+    owner. `layers`: by the name of the linear layer in the segment, "" where it is the segment itself.
     """
 
     start: str
     layers: Mapping[str, LayerRows]
+
+    @property
+    def start_round(self) -> int | None:
+        """Returns the owner's generation that it counts from; None where that is a start of many."""
+        return start_round(self.start)
 
     @property
     def bytes(self) -> int:
@@ -80,6 +86,17 @@ class LowRankUpdate:
                     raise CheckpointError(f"the rows of layer '{layer}' have no gradients")
                 layers[layer] = LayerRows(inputs, gradients)
         return LowRankUpdate(start, layers)
+
+
+def start_at(round: int) -> str:
+    """Returns the name of an owner's generation as a start."""
+    return f"{_ROUND}{round}"
+
+
+def start_round(start: str) -> int | None:
+    """Returns the generation of this name; None for another name."""
+    number = start.removeprefix(_ROUND)
+    return int(number) if number != start and number.isdecimal() else None
 
 
 def parameters_of(layer: str) -> tuple[str, str]:

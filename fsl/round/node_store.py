@@ -7,16 +7,26 @@ round that it did not finish.
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from fsl.errors import CheckpointError
-from fsl.files import load_metadata, map_tensors, metadata_of, read_bytes, sync, tensor_bytes, tensors_in, write_bytes
+from fsl.files import (
+    load_metadata,
+    map_tensors,
+    metadata_of,
+    read_bytes,
+    read_metadata,
+    sync,
+    tensor_bytes,
+    tensors_in,
+    write_bytes,
+)
 from fsl.messages.identifiers import check_kept
 from fsl.private_files import private_folder
-from fsl.round.low_rank_update import LowRankUpdate
+from fsl.round.low_rank_update import LowRankUpdate, start_round
 from fsl.round.recent_files import RecentFiles
 from fsl.segments.finite import finite
 
@@ -54,7 +64,7 @@ class Store:
         CheckpointError where it is missing or damaged, and the owner may not go on without it.
         """
         found = self.load_compact(owner, version)
-        return self._whole(found) if isinstance(found, LowRankUpdate) else found
+        return self._whole(owner, found) if isinstance(found, LowRankUpdate) else found
 
     def load_compact(self, owner: str, version: int) -> dict[str, Tensor] | LowRankUpdate | None:
         """Load like `load`, but what was saved as an update as such."""
@@ -67,13 +77,17 @@ class Store:
         except CheckpointError as error:
             return self._before(owner, version, error)
 
-    def start(self, name: str) -> dict[str, Tensor]:
-        """Load the tensors that updates count from; CheckpointError where they are missing or damaged."""
-        if name not in self._starts:
-            found = self._read(_START + name, 1)
-            assert not isinstance(found, LowRankUpdate)  # of such a name, only `keep_start` saves
+    def start(self, owner: str, update: LowRankUpdate) -> dict[str, Tensor]:
+        """Load the tensors that an owner's update counts from; CheckpointError where they are missing or damaged."""
+        name, round = update.start, update.start_round
+        if round is None and name in self._starts:
+            return self._starts[name]
+        found = self._read(_START + name, 1) if round is None else self._read(owner, round)
+        if isinstance(found, LowRankUpdate):
+            raise CheckpointError(f"{self.path(owner, round or 1)} is an update, and another one counts from it")
+        if round is None:
             self._starts = {name: found}
-        return self._starts[name]
+        return found
 
     def keep_start(self, tensors: Mapping[str, Tensor]) -> str:
         """Store tensors that updates count from, if they are not there yet; returns their name.
@@ -89,8 +103,8 @@ class Store:
             self._starts = {name: tensors_in(content, path)}
         return name
 
-    def _whole(self, update: LowRankUpdate) -> dict[str, Tensor]:
-        return update.applied(self.start(update.start))
+    def _whole(self, owner: str, update: LowRankUpdate) -> dict[str, Tensor]:
+        return update.applied(self.start(owner, update))
 
     def _before(self, owner: str, version: int, error: CheckpointError) -> dict[str, Tensor] | None:
         """Load the newest intact older generation; None where there is none, or the owner is no model's segment."""
@@ -110,7 +124,7 @@ class Store:
 
     def _read_good(self, owner: str, version: int) -> dict[str, Tensor]:
         found = self._read(owner, version)
-        whole = self._whole(found) if isinstance(found, LowRankUpdate) else found
+        whole = self._whole(owner, found) if isinstance(found, LowRankUpdate) else found
         if not finite(whole.values()):
             raise CheckpointError(f"{self.path(owner, version)} holds values that are not finite")
         return whole
@@ -136,20 +150,24 @@ class Store:
 
         It is safe from a power failure after the next `sync`.
         """
-        self._save(self.path(owner, version), tensor_bytes(tensors), {version, *keep})
+        self._save(owner, version, tensor_bytes(tensors), keep)
 
     def save_update(self, owner: str, version: int, update: LowRankUpdate, keep: tuple[int, ...]) -> None:
-        """Write a new generation like `save`, of what was changed since a start that is kept."""
-        self._save(self.path(owner, version), tensor_bytes(update.tensors(), {_OVER: update.start}), {version, *keep})
+        """Write a new generation like `save`: what has changed since its start, which stays if it is a generation."""
+        self._save(owner, version, tensor_bytes(update.tensors(), {_OVER: update.start}), keep)
 
-    def _save(self, path: Path, content: bytes, wanted: set[int]) -> None:
+    def _save(self, owner: str, version: int, content: bytes, keep: tuple[int, ...]) -> None:
+        path = self.path(owner, version)
         self._write(path, content)
-        for name in os.listdir(path.parent):  # glob is slower, and felt with a thousand devices
-            stem, ending = os.path.splitext(name)
-            if ending == ".safetensors" and not (stem.isdecimal() and int(stem) in wanted):
-                old = path.parent / name
-                old.unlink(missing_ok=True)
-                self._recent.forget(old)
+        kept = [f"{round}.safetensors" for round in {version, *keep}]
+        # Names are listed, since glob is slower, which is felt with a thousand devices.
+        old = [name for name in os.listdir(path.parent) if name.endswith(".safetensors") and name not in kept]
+        if old and owner.startswith(_MODELS):
+            started = _starts_of([path.with_name(name) for name in kept])
+            old = [name for name in old if name not in started]
+        for name in old:
+            path.with_name(name).unlink(missing_ok=True)
+            self._recent.forget(path.with_name(name))
 
     def _write(self, path: Path, content: bytes) -> None:
         private_folder(path.parent)
@@ -163,6 +181,19 @@ class Store:
         saved, self._unsynced = self._unsynced, []
         if self._durable:
             sync(saved)
+
+
+def _starts_of(generations: Iterable[Path]) -> set[str]:
+    """Returns the names of the files that generations of one owner count from, where these are updates."""
+    found = set()
+    for path in generations:
+        try:
+            round = start_round(read_metadata(path).get(_OVER, ""))
+        except FileNotFoundError:
+            continue
+        if round is not None:
+            found.add(f"{round}.safetensors")
+    return found
 
 
 def _as_saved(

@@ -127,7 +127,10 @@ class Layout:
 
     def pack(self, tensors: Mapping[str, Tensor], device: torch.device | None = None) -> State:
         """Copy named tensors (state_dict keys) into a packed state; keys and shapes must be the segment's."""
-        state = self.zeros(device)
+        return self.pack_into(self.zeros(device), tensors)
+
+    def pack_into(self, state: State, tensors: Mapping[str, Tensor]) -> State:
+        """Copy named tensors as `pack` does into a state that is there; what is between tensors stays as it is."""
         for field, view in self.views(state):
             tensor = tensors.get(field.name)
             if tensor is None:

@@ -78,9 +78,14 @@ def test_devices_with_more_samples_have_more_rows(saved):
     assert saved == {1: 3, 2: 3, 3: 3}
 
 
-def test_fronts_are_states_from_the_round_on_in_which_rows_take_as_many_bytes(saved):
-    both(PSL(), deep(), rounds=8, devices_per_round=4)
-    assert saved == {1: 4, 2: 4, 3: 4, 4: 4}
+def test_a_front_whose_rows_are_many_becomes_a_state_and_the_next_rows_count_from_that(saved):
+    both(PSL(), deep(), rounds=9, devices_per_round=4)
+    assert saved == {1: 4, 2: 4, 3: 4, 4: 4, 6: 4, 7: 4, 8: 4, 9: 4}
+
+
+def test_devices_that_begin_by_a_state_by_rows_and_anew_are_one_stack(saved):
+    both(PSL(), deep(), rounds=12, devices=6, devices_per_round=3)
+    assert sum(saved.values()) < 3 * 12
 
 
 def test_weights_that_decay_are_stored_as_states(saved):

@@ -5,7 +5,7 @@ import torch
 
 from fsl.errors import CheckpointError
 from fsl.round import node_store
-from fsl.round.low_rank_update import LayerRows, LowRankUpdate
+from fsl.round.low_rank_update import LayerRows, LowRankUpdate, start_at
 from fsl.round.node_store import Store
 from fsl.round.recent_files import RecentFiles
 
@@ -162,3 +162,26 @@ def test_an_owner_that_may_begin_anew_does_so_without_its_updates_start(tmp_path
     other.forgives = ("fronts/",)
     assert other.load("fronts/3", 1) is None
     assert other.restarts == {"fronts/3": 0}
+
+
+def test_the_generation_that_an_update_counts_from_stays_as_long_as_that_is_kept(tmp_path):
+    store = Store(tmp_path)
+    change = {"0": LayerRows(torch.ones(1, 4), torch.ones(1, 2))}
+    store.save("fronts/3", 1, {"0.weight": torch.zeros(2, 4)}, ())
+    for round in (2, 3, 4):
+        store.save_update("fronts/3", round, LowRankUpdate(start_at(1), change), (round - 1,))
+    assert torch.equal(Store(tmp_path).load("fronts/3", 4)["0.weight"], torch.full((2, 4), -1.0))
+    assert sorted(path.stem for path in (tmp_path / "fronts/3").iterdir()) == ["1", "3", "4"]
+    store.save("fronts/3", 5, {"0.weight": torch.ones(2, 4)}, (4,))
+    assert sorted(path.stem for path in (tmp_path / "fronts/3").iterdir()) == ["1", "4", "5"]
+    store.save_update("fronts/3", 6, LowRankUpdate(start_at(5), change), (5,))
+    assert sorted(path.stem for path in (tmp_path / "fronts/3").iterdir()) == ["5", "6"]
+
+
+def test_an_update_over_an_update_is_refused(tmp_path):
+    store = Store(tmp_path)
+    made = update(store)[1]
+    store.save_update("fronts/3", 1, made, ())
+    store.save_update("fronts/3", 2, LowRankUpdate(start_at(1), made.layers), (1,))
+    with pytest.raises(CheckpointError, match=r"1\.safetensors is an update, and another one counts from it"):
+        store.load("fronts/3", 2)
