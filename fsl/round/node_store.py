@@ -156,6 +156,11 @@ class Store:
         """Write a new generation like `save`: what has changed since its start, which stays if it is a generation."""
         self._save(owner, version, tensor_bytes(update.tensors(), {_OVER: update.start}), keep)
 
+    def settle(self, owner: str, version: int) -> None:
+        """Turn an owner's last generation into a state, and drop the others, if it is an update: it holds data."""
+        if isinstance(found := self.load_compact(owner, version), LowRankUpdate):
+            self.save(owner, version, self._whole(owner, found), ())
+
     def _save(self, owner: str, version: int, content: bytes, keep: tuple[int, ...]) -> None:
         path = self.path(owner, version)
         self._write(path, content)

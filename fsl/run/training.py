@@ -425,6 +425,8 @@ class Simulation:
             path = self.folder.front_path(device)
             save_tensors(path, self._private(device, round), durable=False)
             written.append(path)
+            self.worker.store.settle(f"fronts/{device}", round)  # a finished run's folder holds no rows of the data
+        self.worker.store.sync()
         sync(written)
 
 

@@ -102,3 +102,17 @@ def test_a_run_goes_on_from_updates_by_the_same_bits(saved, tmp_path):
     whole, resumed = fronts(tmp_path / "whole"), fronts(tmp_path / "killed")
     assert all(torch.equal(whole[d][name], resumed[d][name]) for d in whole for name in whole[d])
     assert saved[3] == 8
+
+
+def test_only_a_run_that_was_killed_leaves_rows_of_the_training_data(tmp_path):
+    def rows(folder):
+        files = (folder / "checkpoint" / "devices" / "fronts").glob("*/*.safetensors")
+        return [name for path in files for name in load_tensors(path) if name.startswith("inputs:")]
+
+    with pytest.raises(KilledError):
+        by("stacked", PSL(), deep(), out=tmp_path, observers=[KillAfter(2)], **OPTIONS)
+    assert rows(tmp_path)
+    result = by("stacked", PSL(), deep(), out=tmp_path, resume=True, **OPTIONS)
+    assert not rows(tmp_path)
+    device, kept = next((path.parent.name, path) for path in (tmp_path / "checkpoint/devices/fronts").glob("*/*"))
+    assert all(torch.equal(result.front(int(device))[name], tensor) for name, tensor in load_tensors(kept).items())
