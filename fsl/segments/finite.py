@@ -11,6 +11,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from fsl.errors import LostError
 from fsl.segments.states import State
@@ -21,14 +22,20 @@ from fsl.segments.tensor_trees import Values, mapped
 FAR = 1e6
 # A loss above which gradients are looked at step by step, where no objective's bound gives a limit.
 HUGE = 1e12
+_NARROW = (torch.float16, torch.bfloat16)  # their norms are taken in float32
 
 
 def finite(tensors: Iterable[Tensor | None]) -> bool:
     """Returns whether the norms of all tensors are finite; integers always are. Reads one number of an accelerator."""
-    norms = [norm for tensor in tensors if tensor is not None and (norm := _norm(tensor)) is not None]
-    if all(norm.device.type == "cpu" for norm in norms):  # a number costs less than an operation
-        return all(math.isfinite(norm) for norm in norms)
-    return math.isfinite(float(reduce(torch.add, (norm.double().to(norms[0].device) for norm in norms))))
+    away: list[Tensor] = []
+    for tensor in tensors:
+        if tensor is None or (norm := _norm(tensor)) is None:
+            continue
+        if not norm.is_cpu:
+            away.append(norm.double())
+        elif not math.isfinite(norm.item()):  # a number costs less than an operation
+            return False
+    return not away or math.isfinite(reduce(torch.add, (norm.to(away[0].device) for norm in away)).item())
 
 
 def sound_rows(batch: Values) -> Values:
@@ -109,5 +116,5 @@ def loss_limit(bound: float | None, clipped: bool) -> float | None:
 def _norm(tensor: Tensor) -> Tensor | None:
     if not (tensor.is_floating_point() or tensor.is_complex()) or not tensor.numel():
         return None
-    wide = torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None
-    return torch.linalg.vector_norm(tensor.detach(), dtype=wide)
+    values = tensor.detach() if tensor.requires_grad else tensor
+    return vector_norm(values, dtype=torch.float32) if values.dtype in _NARROW else vector_norm(values)
