@@ -23,6 +23,7 @@ from fsl.round.kept_states import load_private
 from fsl.round.workload import Worker
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.precision import Precision
 from fsl.segments.states import State
 from fsl.trainers import Pooled, Replicated
 
@@ -102,14 +103,16 @@ class Stacking:
                     wrong = wrong or trial(pool, runtime, recipe, start, inputs, rate, precision)
                 self._pools[key] = wrong or pool
                 if wrong is None and self._say is not None:
-                    self._compile(form, runtime, runs)
+                    self._compile(form, runtime, runs, plan.control.precision)
             found.append(self._pools[key])
         return found
 
-    def _compile(self, form: str, runtime: SegmentRuntime, runs: SegmentRuns) -> None:
+    def _compile(self, form: str, runtime: SegmentRuntime, runs: SegmentRuns, precision: Precision) -> None:
         assert self._say is not None
         if form == "low rank":
             self._say(f"the {runtime.name} is of linear layers without weights of their own, a product of torch's each")
+        elif precision != "float32":
+            self._say(f"precision={precision} stays as it is, since compiled code rounds at other places")
         elif not any(field.trainable for field in runtime.layout.fields):
             self._say(f"the {runtime.name} trains nothing")
         else:

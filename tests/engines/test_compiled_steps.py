@@ -104,13 +104,6 @@ def test_one_step_in_common_compiled_equals_the_loop(caplog, made):
     assert len(made) == 2
 
 
-@pytest.mark.shows
-def test_devices_side_by_side_compiled_equal_the_loop_in_bfloat16(caplog, made):
-    options = OPTIONS | {"precision": "bfloat16"}
-    assert_compiled_equals_the_loop(PSL(), perceptron(), "stacked", 1e-2, caplog, **options)
-    assert made
-
-
 # Where there is no compiled code
 
 
@@ -144,8 +137,8 @@ def off_in_buffers(function, parameters, buffers, rows):
     return outputs
 
 
-def in_fewer_digits(function, parameters, buffers, rows):
-    return function(parameters, buffers, rows).to(torch.float16)
+def in_another_dtype(function, parameters, buffers, rows):
+    return function(parameters, buffers, rows).double()
 
 
 NONE_MADE = {
@@ -153,7 +146,7 @@ NONE_MADE = {
     "outputs": (slightly_off, "compiled code gives other numbers"),
     "gradients": (off_in_gradients, "compiled code gives other numbers"),
     "buffers": (off_in_buffers, "compiled code gives other numbers"),
-    "dtype": (in_fewer_digits, "compiled code gives other numbers"),
+    "dtype": (in_another_dtype, "compiled code gives other numbers"),
 }
 
 
@@ -216,6 +209,14 @@ def test_linear_layers_without_weights_of_their_own_are_not_compiled_and_the_log
         compiled(SplitFedV1(), perceptron(), rounds=1, **OPTIONS | {"optimizer": SGD})
     assert not shapes
     assert sum("linear layers without weights of their own" in line for line in caplog.messages) == 2
+
+
+def test_bfloat16_is_not_compiled_and_the_log_says_so(compiler, caplog):
+    shapes = compiler(as_it_is)
+    with caplog.at_level(logging.WARNING):
+        compiled(SplitFedV1(), perceptron(), rounds=1, precision="bfloat16", **OPTIONS)
+    assert not shapes
+    assert sum("precision=bfloat16 stays as it is" in line for line in caplog.messages) == 1
 
 
 # The option

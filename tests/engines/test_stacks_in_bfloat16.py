@@ -45,7 +45,7 @@ MODELS = {
 @pytest.mark.parametrize(("model", "cut"), MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize("strategy", [SplitFedV1(), SGLR(phi=0.5, alpha=0.5)], ids=lambda s: type(s).__name__)
 def test_stacks_equal_the_loop(model, cut, strategy, stacked):
-    options = {"cut": cut, "partition": UNEVEN, "devices": 4, "batch_size": 8, "precision": "bfloat16"}
+    options = {"cut": cut, "devices": 3, "batch_size": 8, "precision": "bfloat16"}
     assert_near(*(by(engine, strategy, model(), **options) for engine in ("loop", "stacked")))
     assert {name for name, _ in stacked} == {"WeightStack"}
 
@@ -61,7 +61,7 @@ def change(run, start):
     return torch.cat([(run.model.state_dict()[n] - t).flatten() for n, t in start.items()]).norm()
 
 
-def test_one_step_in_common_is_as_near_to_float32_as_the_loop():
+def test_one_step_in_common_is_as_near_to_float32_as_the_loop(stacked):
     # The loop rounds each device's gradient to bfloat16, and this their mean: both are within what it can tell.
     model, options = perceptron(), {"cut": "stage1", "partition": UNEVEN, "batch_size": 96, "devices": 4, "rounds": 1}
     options["optimizer"] = SGD
@@ -70,3 +70,4 @@ def test_one_step_in_common_is_as_near_to_float32_as_the_loop():
     whole = sum((full[n] - t).square().sum() for n, t in model.state_dict().items()).sqrt()
     assert change(pooled, full) < 2**-7 * whole
     assert 0 < change(loop, full) < 2**-7 * whole
+    assert {name for name, _ in stacked} == {"OneStep"}
