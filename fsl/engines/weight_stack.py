@@ -40,6 +40,7 @@ class WeightStack(Stack):
         """Start a round with a copy of the weights for each device."""
         self._rows = starts.rows()
         self._devices = self._live = starts.devices
+        self._packed = False  # whether the rows have what their copies do
         self._rate = learning_rate
         views = stacked_views(self._layout, self._rows)
         trained = {field.name for field in self._layout.fields if field.trainable}
@@ -55,6 +56,7 @@ class WeightStack(Stack):
 
     def forward(self, values: Tensor) -> Tensor:
         """Returns the outputs of the live devices' rows."""
+        self._packed = False
         rows = values.view(self._live, -1, *values.shape[1:])
         buffers = {name: tensor[: self._live] for name, tensor in self._buffers.items()}
         if not self._runs.apart:
@@ -67,6 +69,7 @@ class WeightStack(Stack):
 
     def step(self, live: int) -> None:
         """Step all live devices in one call."""
+        self._packed = False
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
@@ -114,8 +117,10 @@ class WeightStack(Stack):
 
     def states(self) -> dict[torch.dtype, Tensor]:
         """Returns every device's weights, in the packed rows."""
-        for name, home in self._homes.items():
-            home.copy_(self._copies[name])
+        if not self._packed:
+            for name, home in self._homes.items():
+                home.copy_(self._copies[name])
+            self._packed = True
         return self._rows
 
 
