@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "loop", "stacked", "pooled", "fused"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+COMPILED: tuple[EngineName, ...] = ("stacked", "pooled")  # of which the steps can be compiled
 TO_THE_BIT: tuple[EngineName, ...] = ("loop", "fused")  # of which one gives the other's bits
 
 
@@ -33,12 +34,13 @@ class Engines:
     in one graph for each device, where each has a back of its own. "stacked" trains several devices in one batch, each
     with weights of its own. "pooled" does so where devices make one step a round, and need no weights of their own.
     "auto" measures those that apply in the first rounds, and keeps the fastest. Where an engine does not apply, the log
-    says why, once, and the next slower one trains.
+    says why, once, and the next slower one trains. `compiled`: the steps of "stacked" and "pooled" run as code that
+    `torch.compile` makes, where it makes some.
     """
 
-    def __init__(self, name: EngineName):
+    def __init__(self, name: EngineName, compiled: bool = False):
         self.name = name
-        self._stacking = Stacking()
+        self._stacking = Stacking(self._say_uncompiled if compiled else None)
         self._times = EngineTimes()
         self._said: set[str] = set()
 
@@ -76,3 +78,8 @@ class Engines:
         if reason not in self._said:
             self._said.add(reason)
             log.warning("backend.engine=%s does not apply: %s; devices are trained one after another", name, reason)
+
+    def _say_uncompiled(self, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            log.warning("backend.compile=true does not apply to all: %s", reason)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fsl.engines.segment_runs import SegmentRuns
 from fsl.engines.sgd_history import SgdHistory
 from fsl.engines.stack import NotStackedError, Stack, Starts
 from fsl.importing.spec import Spec
@@ -20,9 +21,8 @@ class OneStep(Stack):
 
     one_step = True
 
-    def __init__(self, runtime: SegmentRuntime, optimizer: Spec):
-        self._layout, self._optimizer = runtime.layout, optimizer
-        self._module = runtime.copied()
+    def __init__(self, runtime: SegmentRuntime, optimizer: Spec, runs: SegmentRuns):
+        self._layout, self._optimizer, self._runs = runtime.layout, optimizer, runs
         self._names = [field.name for field in self._layout.fields]
 
     def bytes_of(self, rows: int) -> int:
@@ -43,8 +43,8 @@ class OneStep(Stack):
     def forward(self, values: Tensor) -> Tensor:
         """Returns the outputs of all rows, by the one state."""
         tensors = dict(zip(self._names, self._replica.tensors))
-        outputs: Tensor = torch.func.functional_call(self._module, tensors, (values,))
-        return outputs
+        trained = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
+        return self._runs.one(trained, {n: tensor for n, tensor in tensors.items() if n not in trained}, values)
 
     def step(self, live: int) -> None:
         """Count the one gradient."""

@@ -45,8 +45,10 @@ def beyond_stacks(plan: RoundPlan, worker: Worker) -> str | None:
         return "the aggregator looks at each device's weights"
     if not plan.reset_optimizer:
         return "optimizer.reset=false keeps an optimizer for each device"
-    if control.clip_norms or control.accumulate != 1 or control.pace is not None or control.precision != "float32":
-        return "training.clip_norm, accumulate, a learning rate by step and precision go by one device's step"
+    if control.clip_norms or control.accumulate != 1 or control.pace is not None:
+        return "training.clip_norm, accumulate and a learning rate by step go by one device's step"
+    if control.precision == "float16":
+        return "precision=float16 divides each device's gradients by the factor of its loss"
     if any(segment.layout.frozen.tensors for segment in worker.segments.values()):
         return "the model has frozen parameters, which all devices share"
     if not isinstance(worker.workload.data.train.blank(1), Tensor):

@@ -10,42 +10,52 @@ from fsl.engines.stack import StackPool, Starts
 from fsl.faults import said
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe, set_learning_rate
+from fsl.segments.precision import Precision, computing
 from fsl.segments.states import State
 from fsl.segments.tensor_places import tables
 
 _LEAST_RATE = 0.01  # so that steps show beside rounding
 _NEAR = 1e-3  # of the largest change, which leaves room for a rectifier that rounding turns over
+_NEAR_SHORT = 2**-7  # in bfloat16: two units in the last of its eight binary digits
 
 
 def trial(
-    pool: StackPool, runtime: SegmentRuntime, recipe: OptimizerRecipe, start: State, inputs: Tensor, rate: float
+    pool: StackPool,
+    runtime: SegmentRuntime,
+    recipe: OptimizerRecipe,
+    start: State,
+    inputs: Tensor,
+    rate: float,
+    precision: Precision = "float32",
 ) -> str | None:
     """Train two devices by a stack, and by themselves; returns why they differ.
 
     `inputs` (2 * R, ...): each device's rows, the same in all steps. What is compared is the outputs and the change of
     the mean weights, under gradients at the outputs that are drawn at random. None: they do not differ, and nothing was
-    drawn at random, which in a stack would be drawn for all devices together.
+    drawn at random, which in a stack would be drawn for all devices together. `precision`: of the stack.
     """
+    heard = runtime.name != "front" and inputs.is_floating_point()  # who hears of gradients at the inputs
+    bound = _NEAR if precision == "float32" else _NEAR_SHORT
     stack, rate = pool.example, max(rate, _LEAST_RATE)
     steps, shares = 1 if stack.one_step else 3, torch.tensor([0.25, 0.75], dtype=torch.float64)
     with seeds.left_as_found(), seeds.pythons_generators(0), seeds.DEFAULT_GENERATOR:
         seeds.reseed(0, runtime.accelerator)
-        alone = [_Alone(runtime, recipe, start, rate) for _ in range(2)]
+        alone = [_Alone(runtime, recipe, start, rate, precision) for _ in range(2)]
         generator, drawn = torch.Generator().manual_seed(1), seeds.drawn(runtime.accelerator)
         try:
             stack.begin(Starts(2, shared=start), rate, steps * (len(inputs) // 2))
             for number in range(steps):
-                together = stack.forward(inputs.clone())
-                apart = torch.cat([one.forward(rows.clone()) for one, rows in zip(alone, inputs.chunk(2))])
-                if together.shape != apart.shape or not near(together, apart, apart.detach().abs().max()):
+                given, own = (inputs.clone().requires_grad_(heard) for _ in range(2))
+                together = stack.forward(given.clone())
+                apart = torch.cat([one.forward(rows.clone()) for one, rows in zip(alone, own.chunk(2))])
+                same = (together.shape, together.dtype) == (apart.shape, apart.dtype)
+                if not same or not near(together, apart, apart.detach().abs().max(), bound):
                     return f"the {runtime.name} computes rows of several devices otherwise than those of one"
-                gradient = torch.randn(apart.shape, generator=generator).to(apart) / len(apart)
-                apart.backward(gradient)
-                if stack.one_step:
-                    gradient *= (
-                        shares.to(gradient).repeat_interleave(len(gradient) // 2).view(-1, *[1] * (gradient.dim() - 1))
-                    )
-                together.backward(gradient)
+                if apart.requires_grad:
+                    weights = shares if stack.one_step else torch.ones(2, dtype=torch.float64)
+                    _send_back(together, apart, weights, generator)
+                if heard and not stack.one_step and not _same_gradient(given, own, bound):
+                    return f"the {runtime.name} hands on gradients of several devices otherwise than those of one"
                 stack.step(2 if number + 1 < steps else 0)
                 for one in alone:
                     one.step()
@@ -60,26 +70,46 @@ def trial(
     for dtype, flat in mean.flats.items():
         rows = torch.stack([one[dtype] for one in trained])
         wanted = shares.to(rows.device) @ rows.double() if dtype.is_floating_point else rows.amax(0)
-        if not _same(runtime, dtype, flat, wanted, start.flats[dtype]):
+        if not _same(runtime, dtype, flat, wanted, start.flats[dtype], bound):
             return f"the {runtime.name} steps several devices otherwise than one"
     return None
 
 
-def _same(runtime: SegmentRuntime, dtype: torch.dtype, found: Tensor, wanted: Tensor, start: Tensor) -> bool:
+def _send_back(together: Tensor, apart: Tensor, weights: Tensor, generator: torch.Generator) -> None:
+    """Send one gradient at the outputs (2 * R, ...) back both ways; `weights` (2,): what each device's rows count."""
+    gradient = torch.randn(apart.shape, generator=generator).to(apart) / len(apart)
+    apart.backward(gradient)
+    by_row = weights.to(gradient).repeat_interleave(len(gradient) // 2)
+    together.backward(gradient * by_row.view(-1, *[1] * (gradient.dim() - 1)))
+
+
+def _same_gradient(given: Tensor, own: Tensor, bound: float) -> bool:
+    """Compares what a back hands on to fronts; None: nothing."""
+    if given.grad is None or own.grad is None:
+        return given.grad is own.grad
+    return near(given.grad, own.grad, own.grad.abs().max(), bound)
+
+
+def _same(
+    runtime: SegmentRuntime, dtype: torch.dtype, found: Tensor, wanted: Tensor, start: Tensor, bound: float
+) -> bool:
     """Compares states of one dtype (size,): the whole beside its largest change, and each buffer beside its own."""
     buffers = [field for field in runtime.layout.fields if field.dtype == dtype and field.trainable is None]
     parts = [slice(None), *(slice(field.start, field.start + field.shape.numel()) for field in buffers)]
     if not dtype.is_floating_point:
         return torch.equal(found, wanted)
     change = (wanted - start).abs()
-    return all(near(found[part], wanted[part], change[part].max()) for part in parts if change[part].numel())
+    return all(near(found[part], wanted[part], change[part].max(), bound) for part in parts if change[part].numel())
 
 
 class _Alone:
     """A copy of a segment that one device trains, as torch does it."""
 
-    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, start: State, rate: float):
-        self._layout = runtime.layout
+    def __init__(
+        self, runtime: SegmentRuntime, recipe: OptimizerRecipe, start: State, rate: float, precision: Precision
+    ):
+        self._layout, self._precision = runtime.layout, precision
+        self._accelerator = runtime.accelerator
         self._module = copy.deepcopy(runtime.copied())
         self._places, self._transients = tables(self._module)
         with torch.no_grad():
@@ -96,7 +126,8 @@ class _Alone:
         return found
 
     def forward(self, rows: Tensor) -> Tensor:
-        found: Tensor = self._module(rows)
+        with computing(self._precision, self._accelerator):
+            found: Tensor = self._module(rows)
         return found
 
     def step(self) -> None:
@@ -117,7 +148,7 @@ class _Alone:
         return self._layout.pack({field.name: self._at(field.name).detach() for field in self._layout.fields})
 
 
-def near(found: Tensor, wanted: Tensor, size: Tensor) -> bool:
+def near(found: Tensor, wanted: Tensor, size: Tensor, bound: float = _NEAR) -> bool:
     """Returns whether two tensors differ by rounding at most, beside numbers of this size."""
     difference = (found.detach().double() - wanted.detach().double()).abs()
-    return not difference.numel() or bool(difference.max() <= _NEAR * size.double() + 1e-6)
+    return not difference.numel() or bool(difference.max() <= bound * size.double() + 1e-6)

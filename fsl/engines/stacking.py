@@ -1,6 +1,6 @@
 """Finds out what can be stacked of a round, by its plan and by a trial of each segment, and trains it so."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -10,6 +10,7 @@ from fsl import seeds
 from fsl.engines.low_rank_stack import LowRankStack, low_rank_pays, why_not
 from fsl.engines.one_step import OneStep
 from fsl.engines.plain_plans import beyond, beyond_stacks, name_of, trainer_kind
+from fsl.engines.segment_runs import SegmentRuns
 from fsl.engines.sgd_history import SgdHistory
 from fsl.engines.stack import Stack, StackPool
 from fsl.engines.stack_trial import trial
@@ -22,6 +23,7 @@ from fsl.round.kept_states import load_private
 from fsl.round.workload import Worker
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe
+from fsl.segments.precision import Precision
 from fsl.segments.states import State
 from fsl.trainers import Pooled, Replicated
 
@@ -31,9 +33,13 @@ _ROWS = 4  # of each of the two devices of a trial
 
 
 class Stacking:
-    """The stacks of one node, each tried once."""
+    """The stacks of one node, each tried once.
 
-    def __init__(self) -> None:
+    `say`: compile what stacks compute, and tell this why not where that is not done; None: leave it as it is.
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say
         self._pools: dict[tuple[int, str, str], StackPool | str] = {}  # or why the segment cannot be stacked
 
     def why_not(
@@ -84,15 +90,33 @@ class Stacking:
         for segment in _segments(plan, worker):
             runtime = worker.segments[segment]
             form = "one step" if name == "pooled" else _form(runtime, plan, sizes)
-            key = id(worker), segment, f"{form} {plan.optimizer.text}"
+            key = id(worker), segment, f"{form} {plan.control.precision} {plan.optimizer.text}"
             if key not in self._pools:
                 inputs = _inputs(task, worker, segment, states)
                 start = _start(task, worker, states, segment)
-                pool = StackPool(partial(_made, form, runtime, recipe))
-                wrong = trial(pool, runtime, recipe, start, inputs, plan.learning_rates[segment] or 0.1)
+                wrong = None
+                # In float32 as well, where numbers are told apart that look alike in fewer digits.
+                for precision in dict.fromkeys(("float32", plan.control.precision)):
+                    runs = SegmentRuns(runtime, precision)
+                    pool = StackPool(partial(_made, form, runtime, recipe, runs))
+                    rate = plan.learning_rates[segment] or 0.1
+                    wrong = wrong or trial(pool, runtime, recipe, start, inputs, rate, precision)
                 self._pools[key] = wrong or pool
+                if wrong is None and self._say is not None:
+                    self._compile(form, runtime, runs, plan.control.precision)
             found.append(self._pools[key])
         return found
+
+    def _compile(self, form: str, runtime: SegmentRuntime, runs: SegmentRuns, precision: Precision) -> None:
+        assert self._say is not None
+        if form == "low rank":
+            self._say(f"the {runtime.name} is of linear layers without weights of their own, a product of torch's each")
+        elif precision != "float32":
+            self._say(f"precision={precision} stays as it is, since compiled code rounds at other places")
+        elif not any(field.trainable for field in runtime.layout.fields):
+            self._say(f"the {runtime.name} trains nothing")
+        else:
+            runs.compile(self._say)
 
 
 def batch_sizes(task: CohortTask, plan: RoundPlan, worker: Worker) -> list[int]:
@@ -117,13 +141,14 @@ def _segments(plan: RoundPlan, worker: Worker) -> tuple[str, ...]:
 
 def _form(runtime: SegmentRuntime, plan: RoundPlan, sizes: Sequence[int]) -> str:
     fits = why_not(runtime, plan.optimizer) is None and low_rank_pays(runtime, sizes)
+    fits = fits and plan.control.precision == "float32"  # its products are no layer's, which autocast knows
     return "low rank" if fits else "weights"
 
 
-def _made(form: str, runtime: SegmentRuntime, recipe: OptimizerRecipe) -> Stack:
+def _made(form: str, runtime: SegmentRuntime, recipe: OptimizerRecipe, runs: SegmentRuns) -> Stack:
     if form == "one step":
-        return OneStep(runtime, recipe.spec)
-    return LowRankStack(runtime, recipe.spec) if form == "low rank" else WeightStack(runtime, recipe)
+        return OneStep(runtime, recipe.spec, runs)
+    return LowRankStack(runtime, recipe.spec) if form == "low rank" else WeightStack(runtime, recipe, runs)
 
 
 def _start(task: CohortTask, worker: Worker, states: Mapping[str, State], segment: str) -> State:

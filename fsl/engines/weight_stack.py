@@ -1,12 +1,13 @@
 """A stack of any segment's weights, with one optimizer step for all devices."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fsl.engines.low_rank_stack import stacked_views
+from fsl.engines.one_kernel import in_one_kernel, is_one_kernel
+from fsl.engines.segment_runs import SegmentRuns
 from fsl.engines.stack import Stack, Starts
 from fsl.segments.learner import SegmentRuntime
 from fsl.segments.optimizer import OptimizerRecipe, set_learning_rate
@@ -26,13 +27,10 @@ class WeightStack(Stack):
 
     even = True
 
-    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe):
+    def __init__(self, runtime: SegmentRuntime, recipe: OptimizerRecipe, runs: SegmentRuns):
         self._layout = runtime.layout
-        self._recipe = recipe
-        self._module = runtime.copied()
-        self._run = torch.func.vmap(self._one)
-        convolves = any(isinstance(part, nn.Conv2d) for part in self._module.modules())
-        self._apart = convolves and runtime.accelerator.type == "cpu"
+        self._recipe = in_one_kernel(recipe, runtime.accelerator)
+        self._runs = runs
 
     def bytes_of(self, rows: int) -> int:
         """Returns the bytes of a device's weights, their gradients, and what an optimizer keeps, whatever the rows."""
@@ -41,33 +39,37 @@ class WeightStack(Stack):
     def begin(self, starts: Starts, learning_rate: float, rows: int) -> None:
         """Start a round with a copy of the weights for each device."""
         self._rows = starts.states()
-        self._live, self._rate = starts.devices, learning_rate
+        self._devices = self._live = starts.devices
+        self._packed = False  # whether the rows have what their copies do
+        self._rate = learning_rate
         views = stacked_views(self._layout, self._rows)
         trained = {field.name for field in self._layout.fields if field.trainable}
-        self._homes = {name: view for name, view in views.items() if name not in trained}
-        self._buffers = {name: view.clone() for name, view in self._homes.items()}  # vmap writes into no strided ones
-        self._parameters = {name: nn.Parameter(view.data) for name, view in views.items() if name in trained}
+        apart = set(views) if is_one_kernel(self._recipe) else views.keys() - trained
+        self._homes = {name: view for name, view in views.items() if name in apart}
+        # Without strides, which neither vmap writes into nor an optimizer of one kernel heeds.
+        self._copies = {name: view.clone(memory_format=torch.contiguous_format) for name, view in self._homes.items()}
+        self._buffers = {name: copy for name, copy in self._copies.items() if name not in trained}
+        own = {name: self._copies.get(name, view) for name, view in views.items() if name in trained}
+        self._parameters = {name: nn.Parameter(one.data) for name, one in own.items()}
         self._optimizer = self._recipe.build(list(self._parameters.values()))
         set_learning_rate(self._optimizer, learning_rate)
 
-    def _one(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], values: Tensor) -> Any:
-        return torch.func.functional_call(self._module, (parameters, buffers), (values,))
-
     def forward(self, values: Tensor) -> Tensor:
         """Returns the outputs of the live devices' rows."""
+        self._packed = False
         rows = values.view(self._live, -1, *values.shape[1:])
         buffers = {name: tensor[: self._live] for name, tensor in self._buffers.items()}
-        if not self._apart:
-            outputs: Tensor = self._run(dict(self._parameters), buffers, rows)
-            return outputs.flatten(0, 1)
+        if not self._runs.apart:
+            return self._runs.each(self._parameters, buffers, rows).flatten(0, 1)
         parameters, own = _each(self._parameters, self._live), _each(buffers, self._live)
         # Copies, since a module may write into its inputs, and views of one tensor would all count as changed then.
-        form = torch.channels_last if values.dim() == 4 else torch.preserve_format
+        form = self._runs.image_format if values.dim() == 4 else torch.preserve_format
         alone = [one.clone(memory_format=form) for one in rows.unbind()]
-        return torch.cat([self._one(*given) for given in zip(parameters, own, alone, strict=True)])
+        return torch.cat([self._runs.one(*given) for given in zip(parameters, own, alone, strict=True)])
 
     def step(self, live: int) -> None:
         """Step all live devices in one call."""
+        self._packed = False
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
@@ -95,7 +97,10 @@ class WeightStack(Stack):
     def sound(self) -> Tensor:
         """Returns by device whether its weights are finite."""
         flats = [flat for flat in self.states().values() if flat.is_floating_point()]
-        return torch.stack([torch.linalg.vector_norm(flat, dim=1).isfinite() for flat in flats]).all(0)
+        found = torch.ones(self._devices, dtype=torch.bool, device=self._runs.accelerator)
+        for flat in flats:
+            found &= torch.linalg.vector_norm(flat, dim=1).isfinite()
+        return found
 
     def mean(self, shares: Tensor) -> State:
         """Returns the weighted sum in float64; of integer counters the largest."""
@@ -111,9 +116,11 @@ class WeightStack(Stack):
         return State(found)
 
     def states(self) -> dict[torch.dtype, Tensor]:
-        """Returns every device's weights."""
-        for name, home in self._homes.items():
-            home.copy_(self._buffers[name])
+        """Returns every device's weights, in the packed rows."""
+        if not self._packed:
+            for name, home in self._homes.items():
+                home.copy_(self._copies[name])
+            self._packed = True
         return self._rows
 
 

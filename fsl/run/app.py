@@ -39,9 +39,9 @@ def client_app(build: Callable[[Context], Node]) -> ClientApp:
     return app
 
 
-def workload_app(workload: Workload, engine: EngineName = "loop") -> ClientApp:
-    """A ClientApp whose nodes work on this workload, and train cohorts by this engine."""
-    return client_app(lambda context: Node(workload, Engines(engine).train))
+def workload_app(workload: Workload, engine: EngineName = "loop", compiled: bool = False) -> ClientApp:
+    """A ClientApp whose nodes work on this workload, and train cohorts by this engine, compiled or not."""
+    return client_app(lambda context: Node(workload, Engines(engine, compiled).train))
 
 
 def server_app(main: Callable[[Grid], None]) -> ServerApp:

@@ -184,7 +184,6 @@ LEFT = {
     "kept": ({"optimizer": KEPT}, "stacked"),
     "clip": ({"optimizer": Optimizer("torch.optim.SGD", lr=0.05, clip_norm=0.1)}, "stacked"),
     "accumulate": ({"accumulate": 2}, "stacked"),
-    "precision": ({"precision": "bfloat16"}, "stacked"),
     "codec": ({"up": "int8"}, "stacked"),
     "codec-down": ({"down": "float16"}, "pooled"),
     "one-by-one": ({"aggregator": "median"}, "stacked"),

@@ -262,3 +262,51 @@ def test_a_stack_that_fails_where_its_trial_did_not_leaves_the_loop_to_train(cap
     with caplog.at_level(logging.WARNING):
         assert_same_run(loop, by("stacked", SplitFedV1(), behind(front), **options))
     assert sum("cannot be stacked in all steps (ValueError: too many rows)" in line for line in caplog.messages) == 1
+
+
+# What stacks hand on.
+
+
+@pytest.mark.parametrize("cut", ["0", "2"], ids=["front", "back"])
+@pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+def test_a_segment_that_trains_nothing_is_stacked(cut, strategy, optimizer, stacked):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Flatten(), nn.Linear(16, 4))
+    if cut == "2":
+        model[4] = Quarters()
+    model, data = in_float64(model, small_task())
+    options = OPTIONS | {"data": data, "cut": cut, "optimizer": optimizer}
+    assert_near(*(by(engine, strategy, model, **options) for engine in ("loop", "stacked")), 1e-9)
+    assert stacked
+
+
+class Quarters(nn.Module):
+    def forward(self, values):
+        return values.view(len(values), 4, -1).mean(2)
+
+
+class Shared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values):
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient - gradient.mean(0)
+
+
+class SharesGradients(nn.Module):
+    def forward(self, values):
+        return Shared.apply(values)
+
+
+def test_gradients_that_look_at_other_rows_are_found_before_anything_is_trained(caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Linear(64, 16)), SharesGradients(), nn.Linear(16, 4))
+    options = OPTIONS | {"batch_size": 4, "samples_per_device": 8}
+    loop = by("loop", SplitFedV1(), model, **options)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert_same_run(loop, by("stacked", SplitFedV1(), model, **options))
+    assert any("the back hands on gradients of several devices otherwise" in line for line in caplog.messages)
