@@ -19,6 +19,7 @@ FLOORS = (
     (
         "files",
         "private_files",
+        "c_kernels",
         "mobility",
         "availability",
         "selection",
