@@ -213,3 +213,9 @@ def test_no_window_and_no_global_state_of_pyplot():
     code = "import sys, fsl.run.figures as f; lazy = 'matplotlib' not in sys.modules; f.new_figure('x')"
     checked = f"{code}; sys.exit(0 if lazy and 'matplotlib.pyplot' not in sys.modules else 1)"
     assert subprocess.run([sys.executable, "-c", checked], check=False).returncode == 0
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "loss.png").mkdir()
+    with pytest.raises(OSError, match=r"loss\.png"):
+        run_figures([row(1)], tmp_path, "run")
