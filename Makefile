@@ -36,7 +36,8 @@ lint: .venv/installed-test
 types: .venv/installed-test
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --target build/installed .
-	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p fsl
+	cp -r benchmarks build/installed
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p fsl -p benchmarks
 
 docs: .venv/installed-test
 	$(BIN)/mkdocs build --strict --quiet

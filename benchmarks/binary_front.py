@@ -9,6 +9,7 @@ front is VGG5's up to pool2 for 32x32 images, with batch normalisation, whose fi
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ def compare(name: str, floats: nn.Module, binary: nn.Module, inputs: Tensor, tur
     compiled, by_numpy = pack_binary(binary), pack_binary(binary, compiled=False)
     assert torch.equal(compiled(inputs), binary(inputs))
     assert torch.equal(by_numpy(inputs), binary(inputs))
-    plain, one, other = best(turns, *(lambda m=m: m(inputs) for m in (floats, compiled, by_numpy)))  # type: ignore[misc]
+    plain, one, other = best(turns, *(partial(m, inputs) for m in (floats, compiled, by_numpy)))
     print(
         f"{name}: float {1e3 * plain:.2f} ms; compiled {plain / one:.1f} times as fast, NumPy {plain / other:.2f} "
         f"times; memory {size(floats) / size(compiled):.1f} times less"
@@ -62,8 +63,8 @@ def main() -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         for batch, inputs, outputs, side in LAYERS:
-            floats = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False).eval()
-            binary = BinaryConv2d(inputs, outputs, 3, padding=1, bias=False).eval()
+            floats: nn.Module = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False).eval()
+            binary: nn.Module = BinaryConv2d(inputs, outputs, 3, padding=1, bias=False).eval()
             name = f"conv 3x3 {inputs}-{outputs}, {batch} images of {side}x{side}"
             compare(name, floats, binary, signs(torch.randn(batch, inputs, side, side)), turns)
         model = VGG5((3, 32, 32), 10, norm="batch")

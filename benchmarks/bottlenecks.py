@@ -168,8 +168,9 @@ def run_units(teacher: nn.Sequential, train: Enlarged, test: Enlarged, seed: int
     model = nn.Sequential(encoder, decoder, back).to(place_of(teacher))
     for rate, one in enumerate(RATES):
         switch(model, rate)
+        only_units(model)
         fine_tune(
-            only_units(model),
+            model,
             known,
             teacher=back,
             frozen=(),

@@ -47,7 +47,8 @@ from fsl.inference.exits import (
     train_predictors,
     width_for_macs,
 )
-from fsl.inference.exits.threshold_search import BETAS
+from fsl.inference.exits.exit_training import How
+from fsl.inference.exits.threshold_search import BETAS, ChosenThresholds
 from fsl.models import PictureAndTone, ResNet8
 from fsl.run.plotting import STYLES, new_figures, save_figure
 
@@ -158,7 +159,13 @@ def more_data(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
 
 def along_macs(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
     """Accuracy against multiply-adds, by one threshold for both exits, for each way of training."""
-    for how, told in (("frozen", None), ("frozen", Distillation()), ("layer_wise", None), ("joint", None)):
+    ways: tuple[tuple[How, Distillation | None], ...] = (
+        ("frozen", None),
+        ("frozen", Distillation()),
+        ("layer_wise", None),
+        ("joint", None),
+    )
+    for how, told in ways:
         own = Parts(parts.train, parts.extra, parts.validation, parts.test, copy.deepcopy(parts.backbone), parts.seed)
         model = exit_model(own, "conv", options.head_macs)
         epochs = options.head_epochs if how == "frozen" else options.epochs
@@ -177,6 +184,7 @@ def break_even(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
         model = exit_model(parts, kind, macs)
         train_exits(model, parts.train, epochs=options.head_epochs, seed=parts.seed)
         confidence = collect_outputs(model, parts.extra).confidence
+        assert confidence is not None
         beta = tuple(float(one.quantile(0.7)) for one in confidence)  # about three in ten leave
         train_predictors(model, parts.extra, Thresholds(beta), epochs=options.head_epochs, seed=parts.seed)
         outputs = collect_outputs(model, parts.test)
@@ -205,7 +213,9 @@ def along_bandwidth(parts: Parts, options: argparse.Namespace) -> Iterator[Row]:
     """The best thresholds of each cut at each bandwidth, chosen on validation images, measured on test images."""
     model = exit_model(parts, "conv", options.head_macs)
     train_exits(model, parts.train, distillation=Distillation(), epochs=options.head_epochs, seed=parts.seed)
-    middle = [float(one.median()) for one in collect_outputs(model, parts.extra).confidence]
+    confidence = collect_outputs(model, parts.extra).confidence
+    assert confidence is not None
+    middle = [float(one.median()) for one in confidence]
     train_predictors(model, parts.extra, middle, epochs=options.head_epochs, seed=parts.seed)
     chosen_on, outputs = collect_outputs(model, parts.validation), collect_outputs(model, parts.test)
     for cut in ("input", *POINTS, "output"):
@@ -235,7 +245,7 @@ def _within(
     options: argparse.Namespace,
 ) -> Iterator[Row]:
     """The best thresholds of mean latency at most `most` ms, at each bandwidth where there are some; and lines."""
-    found = []
+    found: list[ChosenThresholds] = []
     for mbit in options.mbits:
         try:
             found += choose_thresholds(chosen_on, seconds, [mbit], most / 1e3, betas=BETAS, etas=(0.0, 0.3, 0.6))

@@ -146,8 +146,8 @@ class BareServer:
                 await context.write(data)
 
         self._server = grpc.aio.server(options=channel_options(Limits.max_message_bytes))
-        handler = {"Stream": grpc.stream_stream_rpc_method_handler(echo)}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", handler),))
+        handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(echo)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Echo", {"Stream": handler}),))
         if certificates is None:
             port = self._server.add_insecure_port("127.0.0.1:0")
         else:
@@ -181,7 +181,8 @@ class BareSync:
         else:
             channel = grpc.secure_channel(address, trusting(self._certificates), options=options)
         with channel:
-            answers = channel.stream_stream("/Echo/Stream")(iter(said.get, None))
+            call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream("/Echo/Stream")
+            answers = call(iter(said.get, None))
 
             def once() -> None:
                 said.put(data)
@@ -213,7 +214,7 @@ class BareAio:
         else:
             opened = grpc.aio.secure_channel(address, trusting(self._certificates), options=options)
         async with opened as channel:
-            call = channel.stream_stream("/Echo/Stream")()
+            call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream("/Echo/Stream")()
             seconds = []
             for _ in range(count + WARM):
                 started = time.perf_counter()

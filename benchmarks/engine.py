@@ -18,10 +18,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain
 from statistics import median
+from typing import Literal
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
@@ -41,6 +42,7 @@ from benchmarks.floors import (
 )
 from benchmarks.processes import Row, told
 from fsl.data import TensorExamples
+from fsl.engines import EngineName
 from fsl.importing.spec import Spec
 from fsl.models import MLP, VGG5
 from fsl.run.observers import RunInfo
@@ -49,6 +51,7 @@ from fsl.trainers import Sequential
 PAIRS = 7
 SLOW_PAIRS = 3  # of sides that are told beside the one that has a target
 ENGINES = ("auto", "loop", "stacked", "pooled", "fused")
+BackendName = Literal["inline", "ray"]
 Loop = Callable[[nn.Module, TensorExamples, int, int, int], float]
 
 
@@ -68,13 +71,13 @@ class How:
 
     pairs: int = PAIRS
     threads: int = 1
-    engine: str | None = None
+    engine: EngineName | None = None
     quick: bool = False  # fewer devices, to see that all works
 
-    def backend(self, name: str = "inline") -> fsl.Backend:
+    def backend(self, name: BackendName = "inline") -> fsl.Backend:
         """Returns a backend; one of an fsl without engines to choose from has none to name."""
-        chosen = {} if self.engine is None else {"engine": self.engine}
-        return fsl.Backend(name, threads=self.threads, **chosen)
+        plain = fsl.Backend(name, threads=self.threads)
+        return plain if self.engine is None else replace(plain, engine=self.engine)
 
 
 def has_engines() -> bool:
@@ -128,7 +131,7 @@ class Case:
     warm: int = 0  # rounds before those that count, which allocate every device's buffers
 
     def what(self, devices: int) -> str:
-        model = "MLP 784-128 | 128-10" if self.model is MLP else self.model.__name__  # type: ignore[attr-defined]
+        model = "MLP 784-128 | 128-10" if self.model is MLP else self.model.__name__
         steps = f"{self.steps} steps of {self.batch_size}"
         return f"{self.strategy.__name__}, {model}, {devices:,} devices, {steps}"
 
@@ -208,13 +211,13 @@ SAMPLES = (
 class AveragedPSL(PSL):
     """PSL whose fronts are averaged at each round's end, so that no device's own goes to the disk."""
 
-    fronts = "averaged"
+    fronts = "averaged"  # type: ignore[assignment]  # which PSL declares to be private
 
 
 class AveragedSGLR(SGLR):
     """SGLR whose fronts are averaged at each round's end."""
 
-    fronts = "averaged"
+    fronts = "averaged"  # type: ignore[assignment]
 
 
 MANY = (
@@ -314,15 +317,16 @@ def rounds(how: How) -> Iterator[Row]:
         for _ in range(how.pairs):
             flowers.append(flower_rounds(model, data, clients, steps, rounds=2))
             ray.shutdown()
-            for name, count in (("inline", 1), ("ray", nodes)):
+            backends: tuple[tuple[BackendName, int], ...] = (("inline", 1), ("ray", nodes))
+            for name, count in backends:
                 ratios[name].append(flowers[-1] / our_rounds(model, data, clients, steps, 5, how.backend(name), count))
-        for name, values in ratios.items():
+        for kind, values in ratios.items():
             row: Row = {
-                "what": f"{name}, {clients} devices, {steps} step(s) of 8, MLP",
+                "what": f"{kind}, {clients} devices, {steps} step(s) of 8, MLP",
                 "over run_simulation": round(median(values), 2),
                 "range": [round(min(values), 2), round(max(values), 2)],
                 "run_simulation rounds/s": round(1 / median(flowers), 3),
-                "target": targets[name] if steps == 1 else None,
+                "target": targets[kind] if steps == 1 else None,
             }
             yield row
 

@@ -27,7 +27,7 @@ from torch import nn
 
 import fsl
 from benchmarks.processes import Row, milliseconds, missed, ratio_row, show
-from fsl.data import digits
+from fsl.data import TensorExamples, digits
 from fsl.deployment.local import LocalFederation
 from fsl.models import MLP, LeNet
 from fsl.run.observers import RunInfo
@@ -114,8 +114,8 @@ def bare_loop(task: Task, devices: int) -> float:
     front = nn.Sequential(*(stage for _, stage in stages[:place]))
     back = nn.Sequential(*(stage for _, stage in stages[place:]))
     optimizers = [torch.optim.SGD(part.parameters(), lr=LR) for part in (front, back)]
+    assert isinstance(data.train, TensorExamples)
     inputs, targets = data.train.inputs, data.train.targets
-    assert isinstance(inputs, torch.Tensor)
     if not inputs.is_floating_point():
         inputs = inputs.float() / 255
     share = len(targets) // devices

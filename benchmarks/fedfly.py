@@ -21,7 +21,8 @@ def read(folder: Path) -> dict[Key, Mapping[str, float]]:
     """Read the first round of each run of the sweep."""
     found = {}
     for path in sorted(folder.glob("*/metrics.jsonl")):
-        said = dict(entry.split("=", 1) for entry in OmegaConf.load(path.parent / ".hydra" / "overrides.yaml"))
+        overrides = OmegaConf.load(path.parent / ".hydra" / "overrides.yaml")
+        said = {name: value for name, _, value in (str(entry).partition("=") for entry in overrides)}
         key = (
             said["model.cut"],
             float(said["mobility.fraction"]),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
@@ -193,7 +193,7 @@ def flower_rounds(model: nn.Module, data: TensorExamples, clients: int, steps: i
     def train(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
         local = copy.deepcopy(model).train()
-        local.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        local.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         optimizer = torch.optim.SGD(local.parameters(), lr=LR)
         first = int(context.node_config["partition-id"]) * steps * 8
         for start in range(first, first + steps * 8, 8):
@@ -201,13 +201,15 @@ def flower_rounds(model: nn.Module, data: TensorExamples, clients: int, steps: i
             optimizer.zero_grad()
             nn.functional.cross_entropy(local(x), y).backward()
             optimizer.step()
-        content = {"arrays": ArrayRecord(local.state_dict()), "metrics": MetricRecord({"num-examples": steps * 8})}
-        return Message(RecordDict(content), reply_to=message)
+        content = RecordDict()
+        content["arrays"] = ArrayRecord(local.state_dict())
+        content["metrics"] = MetricRecord({"num-examples": steps * 8})
+        return Message(content, reply_to=message)
 
     seconds: list[float] = []
 
     @server.main()
-    def main(grid: object, context: Context) -> None:
+    def main(grid: Grid, context: Context) -> None:
         strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=clients)
         arrays = ArrayRecord(model.state_dict())
         strategy.start(grid, arrays, num_rounds=1)  # starts the workers
@@ -221,7 +223,7 @@ def flower_rounds(model: nn.Module, data: TensorExamples, clients: int, steps: i
         clients,
         backend_config={
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
-            "init_args": {"num_cpus": os.cpu_count()},
+            "init_args": {"num_cpus": os.cpu_count() or 1},
         },
     )
     return seconds[0]

@@ -56,11 +56,12 @@ class LocalRecipe:
         return epsilon(tuple(seen), DELTA, "rdp") + self.labels
 
 
-BUDGETS = ((1, 0.5), (3, 1.5), (8, 3), (20, 6), (50, 6))  # epsilon, and the labels' part of it
+# epsilon, and the labels' part of it
+BUDGETS: tuple[tuple[float, float], ...] = ((1, 0.5), (3, 1.5), (8, 3), (20, 6), (50, 6))
 RECIPES = (
-    *(LocalRecipe(*budget) for budget in BUDGETS),
-    *(LocalRecipe(*budget, back=0.7) for budget in BUDGETS),
-    *(LocalRecipe(*budget, learns=True, passes=10) for budget in BUDGETS[2:]),
+    *(LocalRecipe(edge, labels) for edge, labels in BUDGETS),
+    *(LocalRecipe(edge, labels, back=0.7) for edge, labels in BUDGETS),
+    *(LocalRecipe(edge, labels, learns=True, passes=10) for edge, labels in BUDGETS[2:]),
 )
 ADVERSARIES = ("model", "devices", "edge", "cloud", "cloud_edge")
 

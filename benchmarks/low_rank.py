@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,22 +46,24 @@ class Case:
 def cases(r: int, blocks: list[int], middle: int) -> Iterator[Case]:
     """Yield the table's rows; those that are not swept are cut at the block `middle`."""
     plain, inner = f"bert.encoder.layer.{middle}", f"bert.encoder.layer.{middle}."
-    adapted = {"targets": ["query", "value"], "train": ["classifier", "bert.pooler"]}
+    targets, trained = ["query", "value"], ["classifier", "bert.pooler"]
     # What the cut changes is trained as well: adapters of the attention alone cannot repair a block without residual.
-    both = {**adapted, "train": [*adapted["train"], f"{inner}intermediate", f"{inner}output"]}
+    more = [*trained, f"{inner}intermediate", f"{inner}output"]
     yield Case(name="plain cut", block=middle, build=lambda model: model, cut=plain)
     yield Case(name=f"SFT, full rank {FULL}", block=middle, build=lambda model: fsl.low_rank(model, FULL, block=middle))
     for block in blocks:
-        yield Case(
-            name=f"SFT, r = {r}", block=block, build=lambda model, block=block: fsl.low_rank(model, r, block=block)
-        )
+        yield Case(name=f"SFT, r = {r}", block=block, build=partial(fsl.low_rank, r=r, block=block))
     yield Case(
-        name="SplitLoRA, plain cut", block=middle, build=lambda m: fsl.lora(m, **adapted), cut=plain, frozen=True
+        name="SplitLoRA, plain cut",
+        block=middle,
+        build=partial(fsl.lora, targets=targets, train=trained),
+        cut=plain,
+        frozen=True,
     )
     yield Case(
         name=f"SplitLoRA on SFT, r = {r}",
         block=middle,
-        build=lambda model: fsl.lora(fsl.low_rank(model, r, block=middle), **both),
+        build=lambda model: fsl.lora(fsl.low_rank(model, r, block=middle), targets=targets, train=more),
         frozen=True,
     )
 

@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,7 +55,7 @@ def setting_of(devices: int, options: argparse.Namespace) -> FleetSetting:
     return FleetSetting(table=table, devices=devices, radio=RadioCell(channels=channels, down_mbit=options.down))
 
 
-def row_of(result: FleetResult) -> dict[str, object]:
+def row_of(result: FleetResult) -> dict[str, Any]:
     """Returns a rule's figures: milliseconds, millijoules and cost of a task, means over episodes."""
     assert result.p95 is not None
     assert result.offloaded is not None
@@ -79,7 +80,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def baselines_of(setting: FleetSetting, episodes: FleetEpisodes) -> list[dict[str, object]]:
+def baselines_of(setting: FleetSetting, episodes: FleetEpisodes) -> list[dict[str, Any]]:
     """Returns the figures of every rule that is not trained, the one that knows most last."""
     best = enumerated_optimum if setting.devices <= 2 else searched_actions
     rules: list[FleetRule] = [LocalFleet(), OffloadingFleet(), GreedyFleet(), GreedyFleet("round robin")]
@@ -108,7 +109,7 @@ def policies_of(setting: FleetSetting, options: argparse.Namespace) -> list[Flee
     return found
 
 
-def compared(devices: int, options: argparse.Namespace) -> list[dict[str, object]]:
+def compared(devices: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train by each seed, and run every rule on the same episodes: of any distances, and of 50 m."""
     setting = setting_of(devices, options)
     counts = ((devices, "device"), (setting.radio.channels, "channel"))
@@ -138,7 +139,7 @@ def compared(devices: int, options: argparse.Namespace) -> list[dict[str, object
     return found
 
 
-def line(row: dict[str, object]) -> str:
+def line(row: dict[str, Any]) -> str:
     """Returns a row of the table."""
     return (
         f"{row['rule']:<20} {row['ms']:9.2f} ms {row['mJ']:9.2f} mJ {row['cost']:9.2f} cost "
@@ -168,7 +169,7 @@ def main(given: Sequence[str] | None = None) -> None:
     """Compare rules in each scene, and print and write what came of it."""
     options = read_options(given)
     torch.set_num_threads(1)
-    found: list[dict[str, object]] = []
+    found: list[dict[str, Any]] = []
     for devices in options.devices:
         found += compared(devices, options)
         if options.out is not None:

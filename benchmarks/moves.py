@@ -18,8 +18,8 @@ from statistics import median
 
 import torch
 
-from benchmarks.processes import show, write_rows
-from benchmarks.wire import INSECURE, RUN, NodeProcess, Task, processes, write_key
+from benchmarks.processes import processes, show, write_rows
+from benchmarks.wire import INSECURE, RUN, NodeProcess, Task, write_key
 from fsl.data import IID
 from fsl.messages.node_part import EdgePart, EdgePeer, NodePart, Ticket, Visitor
 from fsl.messages.round_plan import CohortTask, DeviceTask, RoundPlan

@@ -16,7 +16,7 @@ import torch
 
 from fsl.files import write_text
 
-Row = dict[str, object]
+Row = dict[str, Any]
 WARM = 3  # calls before those that count
 
 

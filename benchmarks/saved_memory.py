@@ -123,7 +123,7 @@ def show_bytes(arguments: argparse.Namespace) -> None:
         now = trainer.saved[-1]
         print(f"  step {step + 1}: {now / 1e6:.1f} MB, {exact / now:.2f} times fewer", flush=True)
         inputs, targets = next(feed)
-    ways = (("as they are", ["--exact"]), ("error_bounded", []))
+    ways: tuple[tuple[str, list[str]], ...] = (("as they are", ["--exact"]), ("error_bounded", []))
     for (name, more), threshold in product(ways, ("", "65536")):
         ran = subprocess.run(
             [sys.executable, "-m", "benchmarks.saved_memory", "peak", *sys.argv[2:], *more],
@@ -153,11 +153,14 @@ def show_error(arguments: argparse.Namespace) -> None:
 
     trainer.saver.bounds.bound = noted  # type: ignore[method-assign,assignment]
     norms: dict[int, Tensor] = {}
+
+    def note_norm(layer: nn.Module, _: object, gradients: tuple[Tensor, ...] | Tensor) -> None:
+        assert isinstance(gradients, tuple)
+        norms[id(layer.weight)] = gradients[0].flatten(2).norm(dim=(0, 2))
+
     for module in trainer.model.modules():
         if isinstance(module, nn.Conv2d):
-            module.register_full_backward_hook(
-                lambda layer, _, out: norms.update({id(layer.weight): out[0].flatten(2).norm(dim=(0, 2))})
-            )
+            module.register_full_backward_hook(note_norm)
     functional.cross_entropy(trainer.forward(inputs), targets).backward()
     functional.cross_entropy(twin(inputs), targets).backward()
     print(f"{'weight':28} {'bound':>9} {'predicted':>10} {'measured':>10} {'ratio':>6} {'of momentum':>11}")

@@ -237,7 +237,8 @@ def main() -> None:
         return
     if options.folder is None:
         parser.error("give the folder of CIFAR-10's parquet files")
-    rows, kept = [], []
+    rows = []
+    kept: list[SeparableModel] = []
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     for seed in options.seeds:
         began = time.process_time()

@@ -193,11 +193,12 @@ class Load:
             knock = record(pb.ToServing(knock=pb.Knock(protocol=PROTOCOL, version=__version__, model=self._model)))
             streams, sockets = [], []
             for _ in range(clients):
-                stream = channel.stream_stream(method)()
+                stream: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(method)()
                 await stream.write(knock)
                 said = await stream.read()
                 streams.append(stream)
                 if lean:
+                    assert isinstance(said, bytes)
                     (message, _, _), *_ = records(said, pb.FromServing)
                     loaded = message.loaded
                     sockets.append(await connect(f"127.0.0.1:{loaded.port}", None, loaded.ticket))

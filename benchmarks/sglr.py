@@ -7,8 +7,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsl.simulations.reports.compare import Spread
 from fsl.simulations.reports.run_records import RunRecord, read_runs
+from fsl.simulations.reports.spreads import Spread
 from matplotlib.axes import Axes
 
 from fsl.run.plotting import STYLES, Style, new_figure, save_png
@@ -36,7 +36,7 @@ def spread_of(values: dict[int, float]) -> tuple[float, float]:
     """Returns the mean over seeds, and half of its 95 % interval (0 for one seed)."""
     spread = Spread.of(values[seed] for seed in sorted(values))
     assert spread is not None
-    return spread.mean, spread.ci95 or 0.0
+    return spread.mean, 0.0 if spread.low is None else spread.mean - spread.low
 
 
 def draw(axes: Axes, found: Found, devices: int) -> None:
@@ -80,11 +80,12 @@ def main() -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     draw(left, found, devices)
     draw(right, found, devices)
-    scaled = {phi: ("SGLR", devices, phi, 1.0) for phi in PHI}
+    scaled: dict[float, Key] = {phi: ("SGLR", devices, phi, 1.0) for phi in PHI}
     plain: dict[float, Key] = {phi: ("SGLR", devices, phi, 0.0) if phi else ("PSL", devices, None, None) for phi in PHI}
     draw_line(left, found, scaled, "SGLR, alpha = 1", STYLES[0])
     draw_line(left, found, plain, "SGLR, alpha = 0", STYLES[1])
-    draw_line(right, found, {a: ("SGLR", devices, 0.5, a) for a in ALPHA}, "SGLR, phi = 0.5", STYLES[5])
+    by_alpha: dict[float, Key] = {alpha: ("SGLR", devices, 0.5, alpha) for alpha in ALPHA}
+    draw_line(right, found, by_alpha, "SGLR, phi = 0.5", STYLES[5])
     left.set_xlabel("phi")
     right.set_xlabel("alpha")
     left.set_ylabel("final test accuracy (%)")

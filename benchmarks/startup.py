@@ -53,8 +53,10 @@ def start_up(pairs: int) -> StartUp:
             command = _seconds((*COMMAND, f"hydra.run.dir={folder}/run"))
             rows.append((imports, _training(Path(folder) / "run"), command))
     return StartUp(
-        pairs,
-        *(median(row[k] for row in rows) for k in range(3)),
+        pairs=pairs,
+        imports=median(imports for imports, _, _ in rows),
+        training=median(training for _, training, _ in rows),
+        command=median(command for _, _, command in rows),
         ratio=median(command / (imports + training) for imports, training, command in rows),
         overhead_by_imports=median((command - training) / imports for imports, training, command in rows),
     )

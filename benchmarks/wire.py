@@ -276,7 +276,7 @@ def _rounds(task: Task, pairs: int) -> list[Row]:
     rows = []
     for kind, values in ratios.items():
         target = 2.0 if task.model == "VGG5" and task.trainer == "Replicated" else None
-        row = {"what": f"round of 10 devices over the wire, {kind}: {task.name}"}
+        row: Row = {"what": f"round of 10 devices over the wire, {kind}: {task.name}"}
         row |= ratio_row("over one process", values, target)
         rows.append(show(row | {"ms": milliseconds(seconds[kind]), "one process ms": milliseconds(seconds["alone"])}))
     return rows

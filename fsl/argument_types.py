@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fsl.errors import ConfigError
+from fsl.gapped_range import GappedRange
 from fsl.quoting import short
 
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def _list_of(inner: _Check, once: bool) -> _Check:
             return once
         if inner is _anything:
             return True
-        if isinstance(value, range):
+        if isinstance(value, range | GappedRange):
             value = value[:1]  # of a million numbers, of which one is like another
         return all(inner(one) for one in (value.tolist() if hasattr(value, "tolist") else value))
 

@@ -23,6 +23,13 @@ class Availability(ABC):
     def available(self, device: int, round: int, seed: int) -> bool:
         """Returns whether this device may take part in this round (from 1)."""
 
+    def away(self, devices: int, round: int, seed: int) -> Iterable[int] | None:
+        """Returns which of so many devices are not there, by id, where that is known without asking about each.
+
+        None, the default: each device is asked about once a round.
+        """
+        return None
+
     def check(self, devices: int) -> None:  # noqa: B027 - most have nothing to ask
         """Raise ConfigError where a run of so many devices cannot have this availability."""
 
@@ -50,6 +57,12 @@ class RandomAvailability(Availability):
         else:
             p = self._by_id.get(device, 1.0)
         return seeds.Stream(seed, "availability", device=device, round=round).at(0) / 2**63 < p
+
+    def away(self, devices: int, round: int, seed: int) -> Iterable[int] | None:
+        """Draws for the ids of a mapping alone; None for a probability of every device, which each draws by."""
+        if self._all is not None or self._listed:
+            return None
+        return [device for device in sorted(self._by_id) if not self.available(device, round, seed)]
 
     def check(self, devices: int) -> None:
         """Refuse devices that do not exist."""
@@ -88,9 +101,20 @@ class TraceAvailability(Availability):
             return True
         return ((round - 1) % self.period + 1 if self.period else round) in self._rounds[device]
 
+    def away(self, devices: int, round: int, seed: int) -> Iterable[int]:
+        """Looks up the devices that the trace names."""
+        return [device for device in sorted(self._rounds) if not self.available(device, round, seed)]
+
     def check(self, devices: int) -> None:
         """Refuse devices that do not exist."""
         _refuse_unknown("availability", self._rounds, devices)
+
+
+def knows_who_is_away(availability: Availability) -> bool:
+    """Whether `away` is of the class that says who is available, or of one derived from it, so that both agree."""
+    kinds = type(availability).__mro__
+    away, available = (next(kind for kind in kinds if name in vars(kind)) for name in ("away", "available"))
+    return kinds.index(away) <= kinds.index(available)
 
 
 def _items(p: Any) -> Iterable[tuple[Any, Any]]:

@@ -33,7 +33,7 @@ def run_on_federation(federation: LocalFederation, overrides: Sequence[str], ret
         out.refuse_if_used()
     told = RoundsTold(out, checked.config.training.rounds)
     end = federation.run(checked.overrides, out.path, told.tell_new, retries, note)
-    return finish(end, out, f"logs: {os.path.relpath(federation.folder / 'logs')}")
+    return finish(end, checked, out, f"logs: {os.path.relpath(federation.folder / 'logs')}")
 
 
 def run_on_superlink(connection: str, app: Path | None, overrides: Sequence[str], retries: int) -> int:
@@ -55,7 +55,7 @@ def run_on_superlink(connection: str, app: Path | None, overrides: Sequence[str]
         elif done(checked, out, retries):
             return 0
         end = run.run(told.tell_new, at_work)
-    return finish(end, out, f"log: flwr log {end.run} {connection}")
+    return finish(end, checked, out, f"log: flwr log {end.run} {connection}")
 
 
 def done(checked: Checked, out: RunFolder, retries: int) -> bool:
@@ -63,11 +63,11 @@ def done(checked: Checked, out: RunFolder, retries: int) -> bool:
     rows = out.read_metrics() if retries else []
     if not rows or rows[-1]["round"] < checked.config.training.rounds:
         return False
-    tell(outcome_lines(rows, out))
+    tell(outcome_lines(rows, out, figures=checked.config.figures))
     return True
 
 
-def finish(end: RunEnd, out: RunFolder, where: str) -> int:
+def finish(end: RunEnd, checked: Checked, out: RunFolder, where: str) -> int:
     """Tell how a run ended; returns the exit code. 2: the same run would end so again."""
     if end.stopped:
         return say(f"run {end.run} was stopped; {where}", 1)
@@ -76,7 +76,7 @@ def finish(end: RunEnd, out: RunFolder, where: str) -> int:
             where = f"traceback: {os.path.relpath(trace)}; {where}"
         return say(f"{end}; {where}", 2 if end.refused else 1)
     if out.path.exists():
-        tell(outcome_lines(out.read_metrics(), out))
+        tell(outcome_lines(out.read_metrics(), out, figures=checked.config.figures))
     else:
         tell(f"run {end.run} is done; results lie on the SuperLink's machine, in {out.path}")
     return 0

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
 from fsl.faults import TRACEBACK
@@ -24,13 +26,27 @@ from fsl.run.run_log import RUN_LOG
 HYDRA = ".hydra"
 
 
+class _Dumper(yaml.CDumper if yaml.__with_libyaml__ else yaml.Dumper):  # type: ignore[misc]
+    """Writes YAML as OmegaConf does, by libyaml where it is installed: in less than half the time."""
+
+
+_Dumper.add_representer(str, get_omega_conf_dumper().str_representer)
+
+
+def to_yaml(config: Any) -> str:
+    """Returns what `OmegaConf.to_yaml` does of a configuration, sooner."""
+    values = OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+    text: str = yaml.dump(values, default_flow_style=False, allow_unicode=True, sort_keys=False, Dumper=_Dumper)
+    return text
+
+
 class Composed(Observer):
     """Writes a run's composed configuration into `.hydra` of its folder when it begins, never when it resumes."""
 
     def __init__(self, config: DictConfig, overrides: Sequence[Any], hydra: Any = None):
         texts = {"config.yaml": config, "overrides.yaml": OmegaConf.create(list(overrides)), "hydra.yaml": hydra}
         # Read now, since a sweep sets resume= in a job's configuration.
-        self._texts = {name: OmegaConf.to_yaml(value) for name, value in texts.items() if value is not None}
+        self._texts = {name: to_yaml(value) for name, value in texts.items() if value is not None}
         self.begun = False
 
     @classmethod
@@ -62,7 +78,7 @@ class FederationConfig(Observer):
     """Keeps the composed configuration of a real federation's run in its folder, for fsl-export."""
 
     def __init__(self, config: DictConfig):
-        self._text = OmegaConf.to_yaml(config)
+        self._text = to_yaml(config)
 
     def on_start(self, info: RunInfo) -> None:
         """Write it once the run has its folder."""

@@ -160,10 +160,13 @@ def check_resume(resume: str | None) -> None:
         raise ConfigError(f"resume={resume}: that is a sweep; {go_on} goes on with it")
 
 
-def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder, figures: bool = True) -> str:
-    """Returns the lines that end a run: its results, its folder, and where its `figures` are, if it drew any."""
+def outcome_lines(metrics: Sequence[Mapping[str, Any]], folder: RunFolder, *, figures: bool) -> str:
+    """Returns the lines that end a run: its results, its folder, and where its `figures` are, if it drew any.
+
+    `figures`: whether it was to draw any; a full disk, for example, can keep it from that.
+    """
     names = folder.read_summary().get("metrics") or ()
-    drawn = [f"figures: {_short(folder.figures)}"] if figures else []
+    drawn = [f"figures: {_short(folder.figures)}"] if figures and folder.figures.is_dir() else []
     return "\n".join([scores(metrics, names), f"results: {_short(folder.path)}", *drawn, *profile_lines(folder)])
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fsl.errors import ConfigError, RunError, one_of
 from fsl.flower.aggregation import Aggregator
 from fsl.flower.records import record_to_states
+from fsl.gapped_range import GappedRange
 from fsl.importing.import_paths import path_of
 from fsl.importing.spec import Spec
 from fsl.messages.reports import DeviceReport
@@ -87,7 +88,7 @@ class Algorithm:
         name = self._hook("select") if own else self._participation.name
         there = self.available(round)
         found = asked.devices_of(round, name, self.select(round), devices, none=not own) if there else []
-        known = there if isinstance(there, range) else set(there)
+        known = there if isinstance(there, range | GappedRange) else set(there)
         absent = [device for device in found if device not in known]
         if absent and not own:
             raise RunError(

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from fsl.strategies import asked
 
+from fsl.availability import knows_who_is_away
+from fsl.gapped_range import GappedRange
 from fsl.messages.reports import DeviceReport
 from fsl.selection import Candidates
 from fsl.settings.federation_settings import Federation
@@ -29,7 +31,7 @@ class Participation:
         return f"{type(self._selection).__name__}.select()"
 
     def available(self, round: int) -> Sequence[int]:
-        """Returns the devices that are there in a round, in order of id; asks about each of them once a round."""
+        """Returns the devices that are there in a round, in order of id; asks about each once a round at most."""
         if self._there is None or self._there[0] != round:
             self._there = round, self._found(round)
         return self._there[1]
@@ -38,6 +40,11 @@ class Participation:
         training, availability = self._federation.training, self._federation.availability
         if availability is None:
             return range(training.devices)
+        if knows_who_is_away(availability):
+            away = availability.away(training.devices, round, training.seed)
+            if away is not None:
+                name = f"{type(availability).__name__}.away()"
+                return GappedRange(training.devices, asked.devices_of(round, name, away, training.devices, none=True))
         name = f"{type(availability).__name__}.available()"
         return [
             device
@@ -71,10 +78,17 @@ class Participation:
                 total=training.devices,
                 deadline=training.deadline,
                 samples_of=samples if "samples" in needs else None,
-                held=self._all_held() if held is None and "samples" in needs and isinstance(devices, range) else None,
+                held=self._known_held(devices) if held is None and "samples" in needs else None,
                 predict=seconds if "seconds" in needs else None,
             )
         )
+
+    def _known_held(self, devices: Sequence[int]) -> np.ndarray | None:
+        """Returns the n_k of a simulation's devices; None where those who are there stand in a list of their own."""
+        if not isinstance(devices, range | GappedRange):
+            return None
+        held = self._all_held()
+        return np.delete(held, devices.gaps) if held is not None and isinstance(devices, GappedRange) else held
 
     def _all_held(self) -> np.ndarray | None:
         """Returns the n_k of all devices of a simulation, whose partition stays: asked for once."""

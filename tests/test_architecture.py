@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[1]
 # The rooms, from the ground up: a file imports only from its own room and from those before it. Whatever is not named
 # belongs to the room of its folder.
 FLOORS = (
-    ("errors", "seeds", "quoting", "installed", "argument_types"),
+    ("errors", "seeds", "quoting", "installed", "gapped_range", "argument_types"),
     (
         "files",
         "private_files",
+        "c_kernels",
         "mobility",
         "availability",
         "selection",

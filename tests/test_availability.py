@@ -3,16 +3,19 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 from fsl.strategies import PSL, FedAvg, SplitFedV1, SplitFedV2
+from fsl.strategies.participation import Participation
 
-from fsl.availability import Availability, RandomAvailability, TraceAvailability
+from fsl.availability import Availability, RandomAvailability, TraceAvailability, knows_who_is_away
 from fsl.deployment.cloud.roster import Roster
 from fsl.deployment.cloud.terms import Terms
 from fsl.errors import CheckpointError, ConfigError, RunError
+from fsl.gapped_range import GappedRange
 from fsl.privacy import DPSGD
-from fsl.selection import RoundRobin
+from fsl.selection import BySamples, PowerOfChoice, RoundRobin, Uniform
 from fsl.settings.federation_settings import Federation
 from tests.helpers.runs import KEPT, KillAfter, KilledError, assert_same_bits, assert_same_run, run
 
@@ -207,3 +210,49 @@ def test_krum_is_refused_where_a_round_may_have_too_few():
 def test_a_real_federation_refuses_it():
     with pytest.raises(ConfigError, match="availability=RandomAvailability: in a real federation devices are there"):
         Federation(run="a", availability=RandomAvailability(), placement=Roster("", Terms()))
+
+
+@pytest.mark.parametrize("away", [(), (0,), (9,), (2, 3, 7), tuple(range(10))])
+def test_a_range_with_gaps_is_as_a_list_without_them(away):
+    found, expected = GappedRange(10, away), [device for device in range(10) if device not in away]
+    assert list(found) == expected
+    assert [found[place] for place in range(-len(found), len(found))] == [*expected, *expected]
+    assert [device in found for device in range(-1, 12)] == [device in expected for device in range(-1, 12)]
+    assert all(found[start:stop] == expected[start:stop] for start in range(-3, 12) for stop in (None, 0, 4, 20))
+    with pytest.raises(IndexError):
+        found[len(expected)]
+
+
+class Asked(Availability):
+    """The same answers as another's, without what it knows ahead."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def available(self, device, round, seed):
+        return self.other.available(device, round, seed)
+
+
+@pytest.mark.parametrize("selection", [Uniform, BySamples, RoundRobin, PowerOfChoice])
+@pytest.mark.parametrize(
+    "known", [TraceAvailability(rounds={1: [2], 4: [], 7: [1, 3]}), RandomAvailability({0: 0.5, 3: 0.2, 8: 0.4})]
+)
+def test_who_takes_part_is_the_same_as_by_asking_about_each_device(selection, known):
+    def chosen(availability):
+        training = SimpleNamespace(devices=10, devices_per_round=3, seed=0, deadline=None)
+        federation = SimpleNamespace(
+            training=training, selection=selection(), availability=availability, samples=lambda device: device + 1
+        )
+        asked = Participation(federation)
+        return [(list(asked.available(round)), list(asked.select(round, None, {}.get))) for round in range(1, 6)]
+
+    assert chosen(known) == chosen(Asked(known))
+
+
+def test_a_subclass_that_answers_otherwise_is_asked():
+    class Half(TraceAvailability):
+        def available(self, device, round, seed):
+            return device % 2 == 0
+
+    assert not knows_who_is_away(Half(rounds={1: [2]}))
+    assert knows_who_is_away(TraceAvailability(rounds={1: [2]}))

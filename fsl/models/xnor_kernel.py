@@ -2,11 +2,13 @@
 
 import ctypes
 import logging
-import shutil
-import subprocess
-import tempfile
 from functools import cache
-from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fsl.c_kernels import KernelSource, NoKernelError, built_kernel, kept_kernel
 
 log = logging.getLogger(__name__)
 
@@ -76,28 +78,39 @@ void fsl_dots(const uint64_t *words, const uint64_t *weights, float *out, uint64
 
 @cache
 def kernel() -> ctypes.CDLL | None:
-    """Returns the compiled kernel, built in under a second when first asked for; None, with a warning, without one."""
-    compiler = next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
-    if compiler is None:
-        log.warning("binary layers run by NumPy, several times slower: this machine has no C compiler (cc, gcc, clang)")
+    """Returns the compiled kernel, which this user's first process builds in under a second; None without one.
+
+    Without one, a warning says so once.
+    """
+    source = KernelSource("xnor", _SOURCE, ("-O3", f"-DLANES={LANES}", f"-DPIXELS={PIXELS}"), native=True)
+    try:
+        return kept_kernel(source, _bound) or built_kernel(source, _bound)
+    except NoKernelError as error:
+        log.warning("binary layers run by NumPy, several times slower: %s", error)
         return None
-    with tempfile.TemporaryDirectory(prefix="fsl-xnor-") as folder:
-        source, library = Path(folder) / "xnor.c", Path(folder) / "xnor.so"
-        source.write_text(_SOURCE)
-        sizes = [f"-DLANES={LANES}", f"-DPIXELS={PIXELS}"]
-        command = [compiler, "-O3", "-march=native", "-shared", "-fPIC", *sizes, "-o", str(library), str(source)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-            built = ctypes.CDLL(str(library))  # stays loaded when the file is gone
-        except (subprocess.SubprocessError, OSError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            log.warning(
-                "binary layers run by NumPy, several times slower: %s cannot build their kernel: %s",
-                compiler,
-                said[0][:200] if said else type(error).__name__,
-            )
-            return None
+
+
+def _bound(library: ctypes.CDLL) -> ctypes.CDLL | None:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    built.fsl_pack.argtypes, built.fsl_pack.restype = [pointer] * 2 + [number] * 8, None
-    built.fsl_dots.argtypes, built.fsl_dots.restype = [pointer] * 4 + [number] * 14, None
-    return built
+    library.fsl_pack.argtypes, library.fsl_pack.restype = [pointer] * 2 + [number] * 8, None
+    library.fsl_dots.argtypes, library.fsl_dots.restype = [pointer] * 4 + [number] * 14, None
+    return library if _agrees(library) else None
+
+
+def _agrees(library: ctypes.CDLL) -> bool:
+    """Whether a library multiplies signs as torch's convolution does: of more than a word, more than LANES outputs."""
+    draw = np.random.default_rng(0)
+    given = draw.standard_normal((2, 70, 5, 7), dtype=np.float32)
+    given[draw.random(given.shape) < 0.1] = 0.0
+    weights = draw.choice([-1.0, 1.0], (LANES + 1, 70, 3, 2)).astype(np.float32)
+    signs = F.pad(torch.from_numpy(np.where(given >= 0, np.float32(1), np.float32(-1))), (1, 2, 2, 1), value=1.0)
+    expected = F.conv2d(signs, torch.from_numpy(weights), stride=(1, 2), dilation=(2, 1))
+    bits = np.zeros((3, 2, 2 * LANES, 128), dtype=bool)  # kernel height and width, outputs, channels
+    bits[:, :, : LANES + 1, :70] = weights.transpose(2, 3, 0, 1) > 0
+    rows = np.ascontiguousarray(np.packbits(bits, axis=-1, bitorder="little").view(np.uint64).swapaxes(2, 3))
+    words, patch = np.empty((2, 8, 10, 2), dtype=np.uint64), np.zeros(3 * 2 * 2 * PIXELS, dtype=np.uint64)
+    found = np.empty(expected.shape, dtype=np.float32)
+    library.fsl_pack(given.ctypes.data, words.ctypes.data, 2, 70, 5, 7, 1, 2, 2, 1)
+    pointers = (array.ctypes.data for array in (words, rows, found, patch))
+    library.fsl_dots(*pointers, 2, 8, 10, 2, LANES + 1, 3, 2, 1, 2, 2, 1, *found.shape[2:], 70 * 3 * 2)
+    return np.array_equal(found, expected.numpy())

@@ -116,11 +116,12 @@ class Ledger:
     def report(self) -> dict[str, Any]:
         """All of it, as JSON values."""
         setting = self.setting
-        devices = {
-            device: asdict(released)
+        told = {  # once for all devices of equal counts, which most are
+            released: asdict(released)
             | {"epsilon": {name: claim(name, setting, released).epsilon for name in ADVERSARIES}}
-            for device, released in sorted(self.release_counts.items())
+            for released in set(self.release_counts.values())
         }
+        devices = {device: told[released] for device, released in sorted(self.release_counts.items())}
         return {
             "noise": "secure" if setting.secure else "simulated",
             "delta": setting.privacy.delta,

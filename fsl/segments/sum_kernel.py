@@ -1,26 +1,18 @@
 """Adds exactly in one pass, in C: a kernel that a machine's compiler makes once, when it pays off.
 
-It is kept in this user's cache (`FSL_CACHE`, ~/.cache/fsl by default) for the runs after. Without a compiler, or where
-libraries may not be loaded from there, sums are added block by block, to the same bits.
+It is kept in this user's cache for the runs after. Without a compiler, or where libraries may not be loaded from there,
+sums are added block by block, to the same bits.
 """
 
 import ctypes
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fsl.private_files import cache_folder, only_ours, private_folder
+from fsl.c_kernels import KernelSource, NoKernelError, built_kernel, kept_kernel
 from fsl.segments.block_sums import add_by_blocks
 
 log = logging.getLogger(__name__)
@@ -29,9 +21,8 @@ Adding = Callable[[Tensor, Tensor, Tensor, np.ndarray], None]
 
 _LOADED_AFTER = 1 << 18  # elements, after which a kernel that is there is loaded: it takes a millisecond
 _BUILT_AFTER = 1 << 26  # elements, after which one is built: it takes what adding so many block by block takes
-_OPTIONS = ("-O2", "-ftree-vectorize", "-ffp-contract=off", "-fno-fast-math", "-shared", "-fPIC")
+_OPTIONS = ("-O2", "-ftree-vectorize", "-ffp-contract=off", "-fno-fast-math")
 _WIDER = "-DWIDER"  # with versions for wider vectors, between which the loader chooses; not every system can
-_COMPILERS = ("cc", "gcc", "clang")
 
 _SOURCE = r"""
 #include <stdint.h>
@@ -87,63 +78,26 @@ class SumKernel:
 
 
 def kept() -> Adding | None:
-    """Load the kernel that an earlier run built; None where there is none that this user alone could have written."""
-    path = _path()
-    try:
-        return _loaded(path) if only_ours(path.parent) and only_ours(path) else None
-    except OSError:
-        return None
+    """Load the kernel that an earlier process built; None where there is none that can be trusted."""
+    return kept_kernel(_kernel(), _bound)
 
 
 def built() -> Adding | None:
-    """Build the kernel and keep it for later runs; None where this machine has no compiler, or it does not work."""
-    compiler = next((found for name in _COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        return None
-    for folder in (_path().parent, Path(tempfile.gettempdir())):
-        try:
-            if folder == _path().parent and not only_ours(private_folder(folder)):
-                continue
-            with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as building:
-                library = _compiled(compiler, Path(building))
-                adding = _loaded(library)  # stays loaded when the file is gone
-                if adding is not None and folder == _path().parent:
-                    os.replace(library, _path())  # as a whole, whoever else builds at the same time
-                return adding
-        except (subprocess.SubprocessError, OSError) as error:
-            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-            log.debug("no kernel for exact sums from %s in %s: %s", compiler, folder, said[:1])
-    return None
-
-
-def _path() -> Path:
-    content = "\0".join((_SOURCE, *_OPTIONS, sys.platform, platform.machine()))
-    return cache_folder() / "kernels" / f"sums-{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"
-
-
-def _compiled(compiler: str, folder: Path) -> Path:
-    source, library = folder / "sums.c", folder / "sums.so"
-    source.write_text(_SOURCE)
-    command = [compiler, *_OPTIONS, "-o", str(library), str(source)]
+    """Build the kernel and keep it for later processes; None where this machine has no compiler, or it errs."""
     try:
-        _run([*command, _WIDER])
-    except subprocess.CalledProcessError:
-        _run(command)
-    library.chmod(0o700)
-    return library
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-
-
-def _loaded(path: Path) -> Adding | None:
-    """Load a library, and check it against NumPy's sums; OSError where it cannot be loaded, None where it errs."""
-    try:
-        library = ctypes.CDLL(str(path))
-        functions = {torch.float32: library.fsl_add_float, torch.float64: library.fsl_add_double}
-    except AttributeError:
+        return built_kernel(_kernel(), _bound)
+    except NoKernelError as error:
+        log.debug("exact sums are added block by block: %s", error)
         return None
+
+
+def _kernel() -> KernelSource:
+    return KernelSource("sums", _SOURCE, _OPTIONS, (_WIDER,))
+
+
+def _bound(library: ctypes.CDLL) -> Adding | None:
+    """Returns what adds by a library, checked against NumPy's sums; None where it errs."""
+    functions = {torch.float32: library.fsl_add_float, torch.float64: library.fsl_add_double}
     for function in functions.values():
         function.argtypes, function.restype = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 3, None
 

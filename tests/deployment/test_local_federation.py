@@ -75,7 +75,6 @@ def test_a_run_reaches_every_node_with_what_it_was_told(federation, tmp_path, mo
         "round 1/1: train_loss 0.5000, accuracy 0.2500, devices 2",
         "train_loss 0.5000, accuracy 0.2500",
         "results: re sults",
-        "figures: re sults/figures",
     ]
     told = json.loads((out / "told.json").read_text())
     assert told["overrides"]["devices"] == "2"

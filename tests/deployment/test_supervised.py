@@ -273,7 +273,7 @@ def test_a_run_outlives_its_superlink(out, flwr, capsys):
     assert captured.out.splitlines() == [
         *(f"round {k}/3: train_loss 0.5000, accuracy 0.2500" for k in (1, 2, 3)),
         "train_loss 0.5000, accuracy 0.2500",
-        *(line for line in captured.out.splitlines()[-2:]),
+        captured.out.splitlines()[-1],
     ]
     notes = [line.removeprefix("fsl-federation: ") for line in captured.err.splitlines()]
     assert notes[0] == f"run 1: the SuperLink does not say how it is ({AWAY}); it is asked on"
@@ -292,6 +292,19 @@ def test_who_comes_after_a_killed_supervisor_watches_its_run(out, flwr, capsys):
     assert run(out, "--retries", "1") == 0  # it is done
     assert "results: " in capsys.readouterr().out
     assert fake.overrides == []
+
+
+@pytest.mark.parametrize(
+    ("given", "drawn", "named"),
+    [((), True, True), (("figures=false",), True, False), ((), False, False)],  # drawn by an earlier part of a run, too
+)
+def test_figures_are_named_where_the_run_draws_them(out, flwr, capsys, given, drawn, named):
+    flwr(None, None, None, DONE)
+    if drawn:
+        (out / "figures").mkdir(parents=True)
+    for _ in range(2):  # the second time, the run is done already
+        assert run(out, "--retries", "1", *given) == 0
+        assert any(line.startswith("figures: ") for line in capsys.readouterr().out.splitlines()) == named
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import fsl
+from fsl import c_kernels
+from fsl.c_kernels import KernelSource
 from fsl.codecs import Binary, Identity
 from fsl.data import digits
 from fsl.errors import ConfigError
@@ -248,18 +251,60 @@ def test_convolutions_of_several_groups_are_not_packed():
         pack_binary(nn.Sequential(BinaryConv2d(4, 4, 3, groups=2)))
 
 
-@pytest.mark.parametrize("found", [None, "false"], ids=["none", "one that fails"])
-def test_a_machine_without_a_compiler_says_so_and_computes(monkeypatch, caplog, found):
-    monkeypatch.setattr(xnor_kernel.shutil, "which", lambda name: found)
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache without a kernel, and a process that has asked for none."""
+    monkeypatch.setenv("FSL_CACHE", str(tmp_path))
     xnor_kernel.kernel.cache_clear()
+    yield tmp_path / "kernels"
+    xnor_kernel.kernel.cache_clear()
+
+
+@pytest.mark.parametrize("found", [None, "false"], ids=["none", "one that fails"])
+def test_a_machine_without_a_compiler_says_so_once_and_computes(cache, monkeypatch, caplog, found):
+    monkeypatch.setattr(c_kernels.shutil, "which", lambda name: found)
     layer, values = BinaryLinear(9, 4), random_signs(3, 9)
-    try:
-        with caplog.at_level(logging.WARNING), torch.no_grad():
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        for _ in range(2):
             assert torch.equal(pack_binary(layer)(values), layer(values))
-    finally:
-        xnor_kernel.kernel.cache_clear()
     (line,) = caplog.messages
     assert line.startswith("binary layers run by NumPy, several times slower: ")
+
+
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
+
+
+@needs_compiler
+def test_a_user_s_later_processes_need_no_compiler(cache, monkeypatch):
+    assert xnor_kernel.kernel() is not None
+    xnor_kernel.kernel.cache_clear()  # as another process
+    monkeypatch.setattr(c_kernels.shutil, "which", lambda name: None)
+    assert xnor_kernel.kernel() is not None
+    (library,) = cache.iterdir()
+    library.chmod(0o722)  # others could have written it
+    xnor_kernel.kernel.cache_clear()
+    assert xnor_kernel.kernel() is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("wrong", ["from[i] > 0", "from[i] >= 0 || i == 0"])
+def test_a_kernel_that_computes_something_else_is_not_used(cache, monkeypatch, caplog, wrong):
+    monkeypatch.setattr(xnor_kernel, "_SOURCE", xnor_kernel._SOURCE.replace("from[i] >= 0", wrong))
+    assert xnor_kernel.kernel() is None
+    assert "builds a kernel that computes something else" in caplog.text
+    assert not list(cache.iterdir())
+
+
+def test_each_kind_of_cpu_has_a_native_kernel_of_its_own(cache, monkeypatch):
+    native, portable = (KernelSource("one", "int x;", (), native=native) for native in (True, False))
+    paths = []
+    for cpu in ("flags: avx2", "flags: avx2 avx512f"):
+        monkeypatch.setattr(c_kernels, "_cpu", lambda cpu=cpu: cpu)
+        paths.append((native.path, portable.path))
+    assert paths[0][0] != paths[1][0]
+    assert paths[0][1] == paths[1][1]
+    monkeypatch.setattr(c_kernels, "_cpu", lambda: None)  # unknown
+    assert native.path is None
 
 
 def test_bits_are_counted_without_numpy_2_too():

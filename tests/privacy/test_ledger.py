@@ -10,7 +10,7 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 
 from fsl.errors import ConfigError
 from fsl.importing.spec import Spec
-from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels
+from fsl.privacy import DPSGD, ClientLevel, CutNoise, NoPeek, Privacy, RandomizedLabels, ledger
 from fsl.privacy.claims import ADVERSARIES, ReleaseCounts, Setting, claim
 from fsl.privacy.epsilon import Gaussian, combined, epsilon, solve
 from fsl.privacy.ledger import Ledger
@@ -353,3 +353,16 @@ def test_mechanisms_are_chosen_together(tmp_path):
     assert set(found["mechanisms"]) == {"dp_sgd", "cut", "labels"}
     assert all(found["adversaries"][name]["epsilon"] is not None for name in ADVERSARIES)
     assert found["noise"] == "simulated"
+
+
+def test_devices_of_equal_counts_are_told_once(monkeypatch):
+    setting = Setting(Privacy(dp_sgd=DP), "averaged", True, 16, 1)
+
+    def asked(devices: int) -> int:
+        found, calls = Ledger(setting, [160] * devices, None), []
+        found.before(range(devices))
+        monkeypatch.setattr(ledger, "claim", lambda *given: calls.append(given) or claim(*given))
+        assert len(found.report()["devices"]) == devices
+        return len(calls)
+
+    assert asked(50) == asked(1)

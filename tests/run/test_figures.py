@@ -142,8 +142,10 @@ def test_many_devices_or_classes_are_a_heat_map(tmp_path, drawn, devices, classe
 def test_bars_hold_every_sample(tmp_path, drawn):
     counts = np.array([[3, 1], [0, 5]])
     class_counts_figure(counts, tmp_path / "classes.png", "samples")
-    bars = drawn["classes"].axes[0].collections
-    assert [[np.ptp(bar.vertices[:, 0]) for bar in of_class.get_paths()] for of_class in bars] == [[3, 0], [1, 5]]
+    bars = drawn["classes"].axes[0].patches  # one path a class, however many devices: a hatch takes longest
+    corners = [of_class.get_path().vertices.reshape(2, 5, 2) for of_class in bars]
+    assert [np.ptp(of_class[..., 0], axis=1).tolist() for of_class in corners] == [[3, 0], [1, 5]]
+    assert [of_class[..., 1].mean(axis=1).round().tolist() for of_class in corners] == [[0, 1], [0, 1]]
     assert len({of_class.get_hatch() for of_class in bars}) == 2
 
 
@@ -211,3 +213,9 @@ def test_no_window_and_no_global_state_of_pyplot():
     code = "import sys, fsl.run.figures as f; lazy = 'matplotlib' not in sys.modules; f.new_figure('x')"
     checked = f"{code}; sys.exit(0 if lazy and 'matplotlib.pyplot' not in sys.modules else 1)"
     assert subprocess.run([sys.executable, "-c", checked], check=False).returncode == 0
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "loss.png").mkdir()
+    with pytest.raises(OSError, match=r"loss\.png"):
+        run_figures([row(1)], tmp_path, "run")

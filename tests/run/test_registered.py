@@ -143,6 +143,15 @@ class CountedAvailability(Availability):
         return device % 2 == 0
 
 
+@pytest.mark.parametrize("selection", ["uniform", "round_robin", "by_samples"])
+def test_who_is_away_by_a_trace_costs_what_it_names_however_many_are_registered(selection):
+    trace = {device: [1] for device in range(0, 1000, 100)}
+    few, many = Calls(), Calls()
+    run(FEW, observers=[few], selection=selection, availability=trace)
+    run(MILLION, observers=[many], selection=selection, availability=trace)
+    assert all(large < 1.1 * small for small, large in zip(few.counts, many.counts, strict=True))
+
+
 def test_each_device_is_asked_once_a_round_whether_it_is_there():
     availability = CountedAvailability()
     run(50, availability=availability)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fsl.simulations.fsl_simulate import command
+from fsl.simulations.hydra_folder import to_yaml
 from fsl.simulations.sweeps.config_loaders import JobLoader
 from fsl.simulations.sweeps.hydra_sweep import SweepArguments, open_hydra
 from fsl.simulations.sweeps.shared_data import SHARED, SharedData
@@ -129,3 +130,9 @@ def test_a_job_s_configuration_is_the_one_that_hydra_composes(composing, overrid
 
     hydras = outcome(super(JobLoader, loader).load_sweep_config)
     assert [outcome(loader.load_sweep_config) for _ in range(2)] == [hydras] * 2
+
+
+def test_a_configuration_is_written_as_omegaconf_writes_it():
+    hard = {"text": "a: b\nc", "long": "word " * 40, "like": ["1", "yes", "1e3", "", "null"], "none": None, "x": 1e-5}
+    config = OmegaConf.create({**hard, "of": "${x}", "ä": {"b": [], "c": {}}})
+    assert to_yaml(config) == OmegaConf.to_yaml(config)
