@@ -27,6 +27,7 @@ from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.files import write_bytes
 from fsl.run import plotting, preflight, prepared
 from tests.helpers.asked_once import measured_once, refused_once
+from tests.helpers.composed_once import ComposedOnce
 from tests.helpers.copied import Copied
 from tests.helpers.installed_wheel import InstalledWheel
 from tests.helpers.places import ROOT
@@ -65,6 +66,8 @@ LONGEST = (
     "test_servers_above.py",
     "test_private_tails_wire.py",
 )
+# It reads what `make types` leaves, which .ci/run has beside the tests.
+LAST = "test_public_face.py"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -84,8 +87,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     """The longest files begin first, so that no worker is left alone with one at the end."""
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    order = {name: place for place, name in enumerate(LONGEST)} | {LAST: len(LONGEST) + 1}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONGEST)))
 
 
 def pytest_collection_finish():
@@ -123,10 +126,11 @@ def quick_runs():
 
     A run draws five pictures: here they are blank, except for tests that ask for `pictures`. Hydra composes a
     configuration once before the real time to read `hydra.mode`, and takes None where that fails; no test sets it. Each
-    time it reads thirty YAML files, which lie in packages and do not change: here a worker reads each once, and asks
-    once which version of Hydra's rules holds, not some hundred times.
+    time it reads thirty YAML files, which lie in packages and do not change: here a worker reads each once, composes
+    once what is chosen alike, and asks once which version of Hydra's rules holds, not some hundred times.
     Whether a model's segments train as it does, and what they cost, is asked once of a model. Files are not waited for
-    until they lie on the disk: no test switches the power off.
+    until they lie on the disk: no test switches the power off. A seed for accelerators that are not there is not kept
+    for them, each time with all lines of the stack.
     """
     from hydra import version
     from hydra._internal.hydra import Hydra
@@ -145,12 +149,16 @@ def quick_runs():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "load_config", read_once)
+        ComposedOnce().patch(patch)
         patch.setattr(version, "_get_version", functools.cache(version._get_version))
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
         patch.setattr(plotting, "save_figure", lambda figure, path: write_bytes(path, BLANK_PNG))
         patch.setattr(preflight, "refuse_unfaithful", refused_once(preflight.refuse_unfaithful))
         patch.setattr(prepared, "segment_costs", measured_once(prepared.segment_costs))
         patch.setattr(os, "fsync", lambda descriptor: None)
+        for accelerator in (torch.cuda, torch.xpu, torch.mtia):
+            if not accelerator.is_available():
+                patch.setattr(accelerator, "manual_seed_all", lambda seed: None)
         yield
 
 

@@ -3,7 +3,7 @@
 import ast
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -74,19 +74,30 @@ def imports(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"line {node.lineno}: imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+        elif isinstance(node, ast.Call) and name_of(node.func).endswith("import_module"):
             yield from (str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant))
 
 
-def imported(tree: ast.Module) -> set[str]:
+def name_of(function: ast.expr) -> str:
+    """The last part of the name by which a function is called."""
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """What a file imports: several tests ask for all files."""
+    return frozenset(imports(ast.parse(path.read_text())))
+
+
+def imported(found: Iterable[str]) -> set[str]:
     """The modules of the library that a file imports, or imports something from."""
-    names = (name if name in SOURCES else name.rpartition(".")[0] for name in imports(tree))
+    names = (name if name in SOURCES else name.rpartition(".")[0] for name in found)
     return {name for name in names if name in SOURCES}
 
 
 @cache
 def all_imports() -> dict[str, set[str]]:
-    return {name: imported(ast.parse(path.read_text())) - {name} for name, path in SOURCES.items()}
+    return {name: imported(imports_of(path)) - {name} for name, path in SOURCES.items()}
 
 
 def circles(imports: Mapping[str, Collection[str]]) -> list[list[str]]:
@@ -141,7 +152,7 @@ def lazily():
     from fsl import seeds
     return import_module("fsl.wire.loop")
 """
-    assert imported(ast.parse(code)) == {"fsl.run.simulate", "fsl.errors", "fsl.seeds", "fsl.wire.loop"}
+    assert imported(imports(ast.parse(code))) == {"fsl.run.simulate", "fsl.errors", "fsl.seeds", "fsl.wire.loop"}
 
 
 def test_a_room_imports_only_rooms_below_it():
@@ -175,7 +186,7 @@ def test_the_page_on_architecture_has_the_rooms_in_this_order():
 def test_the_library_imports_nothing_that_is_not_shipped():
     at_the_top = {"strategies", "simulations", "configs", "benchmarks", "tests"}
     for name, path in SOURCES.items():
-        tops = {other.partition(".")[0] for other in imports(ast.parse(path.read_text()))}
+        tops = {other.partition(".")[0] for other in imports_of(path)}
         assert not tops & at_the_top, name
 
 
@@ -206,7 +217,7 @@ def test_only_one_file_touches_what_flower_keeps_to_itself():
 @pytest.mark.slow
 def test_no_test_imports_another_test():
     """What tests share is in tests/helpers, so that a test can be changed, or go, on its own."""
-    found = {p.name: set(imports(ast.parse(p.read_text()))) for p in (ROOT / "tests").rglob("*.py")}
+    found = {p.name: imports_of(p) for p in (ROOT / "tests").rglob("*.py")}
     assert len(found) > 50
     parts = {file: {part for name in names for part in name.split(".")} for file, names in found.items()}
     wrong = {file: {part for part in names if part.startswith("test_")} for file, names in parts.items()}

@@ -83,7 +83,7 @@ def fit(workload: Workload, given_classes: int | None) -> Workload:
     """
     data, accelerator = workload.data, torch.device(workload.accelerator)
     model = copied(workload.model).to(accelerator).eval()
-    with _own_randomness():
+    with _own_randomness(accelerator):
         inputs, targets = _rows(data.train, accelerator)
         outputs = _outputs(model, inputs, targets, "training")
     objective = workload.objective
@@ -116,7 +116,7 @@ def preflight(workload: Workload, worker: Worker, recipe: OptimizerRecipe, own: 
     touched.
     """
     data, objective = workload.data, _copied(workload.objective)  # one with a memory stays as it was
-    with _own_randomness():
+    with _own_randomness(worker.accelerator):
         model = copied(worker.model)
         inputs, targets = _rows(data.train, worker.accelerator)
         if workload.augmentation is not None and isinstance(inputs, Tensor):
@@ -151,11 +151,11 @@ def _copied(objective: Objective) -> Objective:
 
 
 @contextmanager
-def _own_randomness() -> Iterator[None]:
+def _own_randomness(accelerator: torch.device) -> Iterator[None]:
     """Random layers and data draw as they like, and what a run draws stays as it was."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with seeds.DEFAULT_GENERATOR, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+        seeds.reseed(0, accelerator)
         yield
 
 

@@ -105,7 +105,7 @@ def test_a_message_survives_its_way(message):
 
 @pytest.mark.slow
 @each
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_any_change_of_a_message_is_read_as_it_is_or_refused_in_one_line(message, data):
     values = json.loads(message.to_json())
@@ -116,7 +116,7 @@ def test_any_change_of_a_message_is_read_as_it_is_or_refused_in_one_line(message
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [RoundPlan, EvaluatePlan, NodePart], ids=lambda kind: kind.__name__)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=st.text() | PLAIN.map(json.dumps))
 def test_any_text_is_refused_in_one_line(kind, text):
     with pytest.raises(WireError) as refused:

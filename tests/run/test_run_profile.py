@@ -77,10 +77,11 @@ def test_a_trace_has_complete_events_and_a_process_per_node(profiled):
     events = read(profiled[1], "trace.json")["traceEvents"]
     named = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
     assert named == {0: "cloud", 1: "node 1", 2: "node 2"}
-    whole = max(event["dur"] for event in spans(profiled[1]))
+    whole = max(spans(profiled[1]), key=lambda event: event["dur"])
     for event in spans(profiled[1]):
         assert {"name", "ts", "dur", "pid", "tid"} <= event.keys()
-        assert 0 <= event["ts"] <= event["ts"] + event["dur"] <= 1.001 * whole
+        assert event["dur"] >= 0
+        assert whole["ts"] <= event["ts"] <= event["ts"] + event["dur"] <= whole["ts"] + whole["dur"]
 
 
 def test_rounds_hold_what_nodes_did_in_them(profiled):
