@@ -126,14 +126,15 @@ class Case:
     steps: int
     batch_size: int
     floor: Loop
-    target: float
+    target: float | None
     rounds: int = 1
     warm: int = 0  # rounds before those that count, which allocate every device's buffers
+    when: str = ""  # which rounds count, where it matters
 
     def what(self, devices: int) -> str:
         model = "MLP 784-128 | 128-10" if self.model is MLP else self.model.__name__
         steps = f"{self.steps} steps of {self.batch_size}"
-        return f"{self.strategy.__name__}, {model}, {devices:,} devices, {steps}"
+        return f"{self.strategy.__name__}, {model}, {devices:,} devices, {steps}{self.when}"
 
     def measure(self, how: How) -> Row:
         devices = max(2, self.devices // 20) if how.quick else self.devices
@@ -184,7 +185,9 @@ def _plain(model: Callable[..., nn.Module], devices: int, target: float, steps: 
     )
 
 
-def _unsplit(strategy: type[SplitStrategy], model: Callable[..., nn.Module], devices: int, target: float) -> Case:
+def _unsplit(
+    strategy: type[SplitStrategy], model: Callable[..., nn.Module], devices: int, target: float | None
+) -> Case:
     """Batches of 8, over the unsplit federation; devices of the MLP take two steps, those of VGG5 four."""
     return Case(
         strategy=strategy,
@@ -197,6 +200,12 @@ def _unsplit(strategy: type[SplitStrategy], model: Callable[..., nn.Module], dev
         target=target,
         warm=1,
     )
+
+
+def _later(strategy: type[SplitStrategy]) -> Case:
+    """The MLP's two steps of 8 when fronts lie apart; each is written whole every fourth round."""
+    first = _unsplit(strategy, MLP, devices=1000, target=None)
+    return replace(first, rounds=4, warm=8, when=", rounds 9 to 12")
 
 
 SHAPES: Mapping[Callable[..., nn.Module], tuple[int, ...]] = {MLP: (1, 28, 28), VGG5: (3, 32, 32)}
@@ -224,6 +233,7 @@ MANY = (
     _unsplit(SplitFedV1, MLP, devices=1000, target=1.5),
     _unsplit(PSL, MLP, devices=1000, target=2.0),
     _unsplit(SGLR, MLP, devices=1000, target=2.0),
+    _later(PSL),
     _unsplit(AveragedPSL, MLP, devices=1000, target=2.0),
     _unsplit(AveragedSGLR, MLP, devices=1000, target=2.0),
     _unsplit(SGLR, VGG5, devices=100, target=1.2),
