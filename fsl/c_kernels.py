@@ -6,7 +6,6 @@ loaded only where nobody else could have written it, and whoever asks for a kern
 
 import ctypes
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fsl.errors import FslError
+from fsl.files import write_bytes, write_text
 from fsl.private_files import cache_folder, only_ours, private_folder
 
 Kernel = TypeVar("Kernel")
@@ -60,7 +60,8 @@ def kept_kernel(source: KernelSource, bind: Binding[Kernel]) -> Kernel | None:
     """Load the kernel that an earlier process built; None where there is none that this user alone could write."""
     path = source.path
     try:
-        return _loaded(path, bind) if path is not None and only_ours(path.parent) and only_ours(path) else None
+        ours = path is not None and all(map(only_ours, (path.parent, path, _digest_of(path))))
+        return _loaded(path, bind) if path is not None and ours and _whole(path) else None
     except OSError:
         return None
 
@@ -85,7 +86,7 @@ def built_kernel(source: KernelSource, bind: Binding[Kernel]) -> Kernel:
                 if kernel is None:
                     raise NoKernelError(f"{compiler} builds a kernel that computes something else")
                 if keeps and kept is not None:
-                    os.replace(library, kept)  # as a whole, whoever else builds at the same time
+                    _keep(library, kept)
                 return kernel
         except (subprocess.SubprocessError, OSError) as error:
             said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
@@ -104,12 +105,27 @@ def _compiled(compiler: str, source: KernelSource, folder: Path) -> Path:
         if not source.wider:
             raise
         _run(command)
-    library.chmod(0o700)
     return library
 
 
 def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+
+
+def _keep(library: Path, kept: Path) -> None:
+    """Put a library in its place, whoever else builds at the same time, and behind it the digest by which it counts."""
+    content = library.read_bytes()
+    write_bytes(kept, content, private=True)
+    write_text(_digest_of(kept), hashlib.sha256(content).hexdigest(), private=True)
+
+
+def _digest_of(kept: Path) -> Path:
+    return kept.with_suffix(".sha256")
+
+
+def _whole(kept: Path) -> bool:
+    """Whether a library is as it was built: one that is cut short ends the process that loads it."""
+    return _digest_of(kept).read_text() == hashlib.sha256(kept.read_bytes()).hexdigest()
 
 
 def _loaded(path: Path, bind: Binding[Kernel]) -> Kernel | None:

@@ -6,7 +6,7 @@ from typing import overload
 
 
 class GappedRange(Sequence[int]):
-    """The whole numbers from 0 to `end` - 1 but for `gaps`, in order: takes memory for the gaps alone.
+    """The whole numbers from 0 to `end` - 1 but for `gaps`, in order, as a range has them: memory for the gaps alone.
 
     `gaps`: such numbers in order, each once.
     """
@@ -31,9 +31,9 @@ class GappedRange(Sequence[int]):
         return index + bisect_right(self._before, index)
 
     def __contains__(self, number: object) -> bool:
-        if not isinstance(number, int) or not 0 <= number < self.end:
+        if number not in range(self.end):  # which knows NumPy's numbers, too
             return False
-        place = bisect_left(self.gaps, number)
+        place = bisect_left(self.gaps, number)  # type: ignore[type-var]  # it equals one of them
         return place == len(self.gaps) or self.gaps[place] != number
 
     def __iter__(self) -> Iterator[int]:

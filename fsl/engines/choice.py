@@ -66,6 +66,8 @@ class Engines:
                     return self._stacking.train(name, task, plan, worker, states)
                 except NotStackedError as error:
                     reason = str(error)
+                except OSError:
+                    raise  # a disk that is full has no room for the loop's states, which are larger
                 except Exception as error:  # where it is the user's, the loop fails as well, and names its device
                     reason = f"devices cannot be stacked in all steps ({said(error)[:160]})"
             self._say(name, reason)

@@ -32,6 +32,7 @@ class PrivateFronts:
 
     def starts(self, updates: bool) -> Starts:
         """Returns the weights at which devices begin; `updates`: whether these may be told by changes."""
+        assert not self._store.forgives, "engines are of simulations, where every generation that counts is there"
         changes: list[Mapping[str, LayerRows]] = []
         for place, task in enumerate(self._tasks):
             found = self._load(task, updates)

@@ -35,6 +35,7 @@ _MODELS = ("fronts/", "tails/", "heads/")  # for these an older generation is be
 _MAPPED = 1 << 20  # bytes of a file, from which on it is mapped instead of read
 _RECENT = 32 << 20  # bytes of smaller files that are kept in memory
 _START = "starts/"  # owners of what updates count from
+_DIGITS = 32  # of their names
 _OVER = "update_over"  # in a file's metadata: it holds an update, over the start of this name
 KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node stores and can do without
 
@@ -82,26 +83,35 @@ class Store:
         name, round = update.start, update.start_round
         if round is None and name in self._starts:
             return self._starts[name]
-        found = self._read(_START + name, 1) if round is None else self._read(owner, round)
-        if isinstance(found, LowRankUpdate):
-            raise CheckpointError(f"{self.path(owner, round or 1)} is an update, and another one counts from it")
         if round is None:
-            self._starts = {name: found}
+            path = self._start_path(name)
+            self._starts = {name: tensors_in(_start_in(path, name), path)}
+            return self._starts[name]
+        found = self._read(owner, round)
+        if isinstance(found, LowRankUpdate):
+            raise CheckpointError(f"{self.path(owner, round)} is an update, and another one counts from it")
         return found
 
     def keep_start(self, tensors: Mapping[str, Tensor]) -> str:
-        """Store tensors that updates count from, if they are not there yet; returns their name.
+        """Store tensors that updates count from, if they are not there yet; returns their name, a digest of them.
 
         They are never deleted: a run has one or a few.
         """
         content = tensor_bytes(tensors)
-        name = hashlib.sha256(content).hexdigest()[:32]
-        if name not in self._starts:
-            path = self.path(_START + name, 1)
-            if not path.exists():
-                self._write(path, content)
-            self._starts = {name: tensors_in(content, path)}
+        name = hashlib.sha256(content).hexdigest()[:_DIGITS]
+        if name in self._starts:
+            return name
+        path = self._start_path(name)
+        try:
+            _start_in(path, name)
+            self._unsynced.append(path)  # of a process that may have been killed before it waited for the disk
+        except CheckpointError:
+            self._write(path, content)
+        self._starts = {name: tensors_in(content, path)}
         return name
+
+    def _start_path(self, name: str) -> Path:
+        return self.path(_START + name, 1)
 
     def _whole(self, owner: str, update: LowRankUpdate) -> dict[str, Tensor]:
         return update.applied(self.start(owner, update))
@@ -156,10 +166,16 @@ class Store:
         """Write a new generation like `save`: what has changed since its start, which stays if it is a generation."""
         self._save(owner, version, tensor_bytes(update.tensors(), {_OVER: update.start}), keep)
 
-    def settle(self, owner: str, version: int) -> None:
-        """Turn an owner's last generation into a state, and drop the others, if it is an update: it holds data."""
-        if isinstance(found := self.load_compact(owner, version), LowRankUpdate):
-            self.save(owner, version, self._whole(owner, found), ())
+    def settle(self, owners: Mapping[str, int]) -> None:
+        """Turn updates, which hold rows of data, into states: those of owners' generations; delete all others."""
+        for owner, version in owners.items():
+            if isinstance(found := self.load_compact(owner, version), LowRankUpdate):
+                self.save(owner, version, self._whole(owner, found), ())
+        for room in _MODELS:
+            for path in (self.folder / room).glob("*/*.safetensors"):
+                if _OVER in read_metadata(path):
+                    path.unlink()
+                    self._recent.forget(path)
 
     def _save(self, owner: str, version: int, content: bytes, keep: tuple[int, ...]) -> None:
         path = self.path(owner, version)
@@ -186,6 +202,20 @@ class Store:
         saved, self._unsynced = self._unsynced, []
         if self._durable:
             sync(saved)
+
+
+def _start_in(path: Path, name: str) -> bytes:
+    """Returns the content of a start's file; CheckpointError where it is missing, or is not what has this name."""
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is missing, and private fronts count from it; restore it, or start a new run without resume"
+        )
+    content = read_bytes(path)
+    if hashlib.sha256(content).hexdigest()[:_DIGITS] != name:
+        raise CheckpointError(
+            f"{path} is damaged, and private fronts count from it; restore it, or start a new run without resume"
+        )
+    return content
 
 
 def _starts_of(generations: Iterable[Path]) -> set[str]:

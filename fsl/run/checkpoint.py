@@ -195,7 +195,8 @@ def refuse_other_settings(then: Mapping[str, Any], now: Mapping[str, Any], folde
         )
     for key in sorted({*then, *now} - {"code"}):
         if then.get(key) != now.get(key):
+            before, after = (repr(one[key]) if key in one else "none" for one in (then, now))
             raise CheckpointError(
-                f"resume={folder}: that run has {key}={then.get(key)!r}, this one {now.get(key)!r}; resume with equal "
-                "settings (only nodes and backend may differ), or start a new run"
+                f"resume={folder}: that run has {key}={before}, this one {after}; resume with equal settings "
+                "(nodes and backend may differ, but for engines that round), or start a new run"
             )

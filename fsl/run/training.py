@@ -419,13 +419,15 @@ class Simulation:
     def _publish_fronts(self) -> None:
         self.folder.fronts.mkdir(parents=True, exist_ok=True)
         written = []
-        for device, round in self.strategy.kept().items():
+        kept = self.strategy.kept()
+        for device, round in kept.items():
             if self.federation.placement is not None and not self.worker.store.path(f"fronts/{device}", round).exists():
                 continue  # it stays on its device
             path = self.folder.front_path(device)
             save_tensors(path, self._private(device, round), durable=False)
             written.append(path)
-            self.worker.store.settle(f"fronts/{device}", round)  # a finished run's folder holds no rows of the data
+        # A finished run's folder holds no rows of the data.
+        self.worker.store.settle({f"fronts/{path.stem}": kept[int(path.stem)] for path in written})
         self.worker.store.sync()
         sync(written)
 

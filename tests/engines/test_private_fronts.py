@@ -1,5 +1,6 @@
 """Private fronts that are stored as what a device's few steps changed equal those of the loop, and go on from there."""
 
+import errno
 from collections import Counter
 
 import pytest
@@ -42,6 +43,11 @@ def deep(bias=True, width=64):
 
 def fronts(folder):
     return {path.stem: load_tensors(path) for path in sorted((folder / "fronts").glob("*.safetensors"))}
+
+
+def rows_of(folder):
+    files = (folder / "checkpoint" / "devices" / "fronts").glob("*/*.safetensors")
+    return [name for path in files for name in load_tensors(path) if name.startswith("inputs:")]
 
 
 def both(strategy, model, **options):
@@ -104,15 +110,23 @@ def test_a_run_goes_on_from_updates_by_the_same_bits(saved, tmp_path):
     assert saved[3] == 8
 
 
-def test_only_a_run_that_was_killed_leaves_rows_of_the_training_data(tmp_path):
-    def rows(folder):
-        files = (folder / "checkpoint" / "devices" / "fronts").glob("*/*.safetensors")
-        return [name for path in files for name in load_tensors(path) if name.startswith("inputs:")]
-
+@pytest.mark.parametrize("rounds", [3, 5])  # whose fronts are updates in the end, and states that follow an update
+def test_only_a_run_that_was_killed_leaves_rows_of_the_training_data(rounds, tmp_path):
+    options = OPTIONS | {"devices_per_round": 4, "rounds": rounds}
     with pytest.raises(KilledError):
-        by("stacked", PSL(), deep(), out=tmp_path, observers=[KillAfter(2)], **OPTIONS)
-    assert rows(tmp_path)
-    result = by("stacked", PSL(), deep(), out=tmp_path, resume=True, **OPTIONS)
-    assert not rows(tmp_path)
-    device, kept = next((path.parent.name, path) for path in (tmp_path / "checkpoint/devices/fronts").glob("*/*"))
-    assert all(torch.equal(result.front(int(device))[name], tensor) for name, tensor in load_tensors(kept).items())
+        by("stacked", PSL(), deep(), out=tmp_path, observers=[KillAfter(rounds - 1)], **options)
+    assert rows_of(tmp_path)
+    result = by("stacked", PSL(), deep(), out=tmp_path, resume=True, **options)
+    assert not rows_of(tmp_path)
+    kept = tmp_path / "checkpoint" / "devices" / "fronts" / "1" / f"{rounds}.safetensors"
+    assert all(torch.equal(result.front(1)[name], tensor) for name, tensor in load_tensors(kept).items())
+
+
+def test_a_disk_that_is_full_is_no_reason_to_train_the_round_again(monkeypatch, caplog):
+    def full(self, *given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Store, "save_update", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        by("stacked", PSL(), deep(), **OPTIONS)
+    assert not caplog.messages

@@ -280,7 +280,7 @@ def test_a_user_s_later_processes_need_no_compiler(cache, monkeypatch):
     xnor_kernel.kernel.cache_clear()  # as another process
     monkeypatch.setattr(c_kernels.shutil, "which", lambda name: None)
     assert xnor_kernel.kernel() is not None
-    (library,) = cache.iterdir()
+    (library,) = cache.glob("*.so")
     library.chmod(0o722)  # others could have written it
     xnor_kernel.kernel.cache_clear()
     assert xnor_kernel.kernel() is None

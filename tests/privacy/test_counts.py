@@ -147,7 +147,7 @@ def test_in_simulation_nodes_with_another_partition_than_the_ledgers_do_not_trai
     fewer = divide(task, IID(), 2, 20, 1)
     make = backends.workload_app
     monkeypatch.setattr(
-        backends, "workload_app", lambda workload, engine: make(replace(workload, partition=fewer), engine)
+        backends, "workload_app", lambda workload, *given: make(replace(workload, partition=fewer), *given)
     )
     with pytest.raises((RunError, ConfigError), match=r"device 0 holds 20 samples here, and the run's plan counts 48"):
         run(SplitFedV1(), devices=2, rounds=1, batch_size=10, privacy=DP)

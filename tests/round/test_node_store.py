@@ -136,7 +136,7 @@ def test_an_update_without_its_start_is_told_by_the_starts_path(tmp_path):
     made = update(store)[1]
     store.save_update("fronts/3", 1, made, ())
     store.path(f"starts/{made.start}", 1).unlink()
-    with pytest.raises(CheckpointError, match=f"starts/{made.start}/1.safetensors is missing"):
+    with pytest.raises(CheckpointError, match=f"starts/{made.start}/1.safetensors is missing, and private"):
         Store(tmp_path).load("fronts/3", 1)
 
 
@@ -185,3 +185,28 @@ def test_an_update_over_an_update_is_refused(tmp_path):
     store.save_update("fronts/3", 2, LowRankUpdate(start_at(1), made.layers), (1,))
     with pytest.raises(CheckpointError, match=r"1\.safetensors is an update, and another one counts from it"):
         store.load("fronts/3", 2)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_start_that_is_not_what_its_name_says_is_no_start(tmp_path, again):
+    store = Store(tmp_path)
+    made = update(store)[1]
+    store.save_update("fronts/3", 1, made, ())
+    path = store.path(f"starts/{made.start}", 1)
+    path.write_bytes(path.read_bytes()[:-4] + b"abcd")
+    other = Store(tmp_path)
+    if again:  # a run that begins with the same weights writes it anew
+        update(other)
+        assert torch.equal(other.load("fronts/3", 1)["0.bias"], torch.full((2,), -0.5))
+        return
+    with pytest.raises(CheckpointError, match=f"starts/{made.start}/1.safetensors is damaged"):
+        other.load("fronts/3", 1)
+
+
+def test_a_start_that_was_there_is_waited_for_as_well(tmp_path, monkeypatch):
+    made = update(Store(tmp_path))[1]
+    store, waited = Store(tmp_path), []
+    monkeypatch.setattr(node_store, "sync", lambda paths: waited.extend(paths))
+    update(store)
+    store.sync()
+    assert waited == [store.path(f"starts/{made.start}", 1)]

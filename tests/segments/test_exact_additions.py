@@ -1,5 +1,6 @@
 """Exact sums are the same to the bit by whichever way they are added, and as one by one."""
 
+import os
 import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -186,8 +187,8 @@ def test_a_kernel_is_built_once_it_pays_off_and_kept_for_this_user_alone(cache, 
     assert own_kernel.ready(1 << 20) is None
     assert not cache.exists()
     assert own_kernel.ready(1 << 26) is not None
-    (library,) = cache.iterdir()
-    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+    assert sorted(path.suffix for path in cache.iterdir()) == [".sha256", ".so"]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in cache.iterdir())
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
@@ -199,15 +200,27 @@ def test_a_kept_kernel_is_loaded_long_before_one_is_built(cache, own_kernel):
 
 
 @needs_compiler
-def test_a_library_that_others_may_change_is_not_loaded(cache):
+@pytest.mark.parametrize("suffix", [".so", ".sha256"])
+def test_a_library_that_others_may_change_is_not_loaded(cache, suffix):
     assert built() is not None
-    (library,) = cache.iterdir()
-    library.chmod(0o722)
+    (file,) = cache.glob(f"*{suffix}")
+    file.chmod(0o622)
     assert kept() is None
-    library.chmod(0o700)
+    file.chmod(0o600)
     assert kept() is not None
     cache.chmod(0o777)
     assert kept() is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("suffix", [".so", ".sha256"])
+def test_a_library_that_was_cut_short_is_not_loaded_and_built_anew(cache, suffix):
+    assert built() is not None
+    (file,) = cache.glob(f"*{suffix}")
+    os.truncate(file, file.stat().st_size // 2)
+    assert kept() is None
+    assert built() is not None
+    assert kept() is not None
 
 
 def test_without_a_compiler_sums_are_added_by_blocks(cache, own_kernel, monkeypatch):
@@ -248,7 +261,8 @@ def test_who_builds_at_once_does_not_disturb_each_other(cache):
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: (built(), kept()), range(3)))
     assert all(adding is not None for pair in found for adding in pair)
-    assert len(list(cache.iterdir())) == 1
+    assert len(list(cache.iterdir())) == 2
+    assert kept() is not None
 
 
 @needs_compiler
