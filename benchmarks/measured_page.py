@@ -40,7 +40,9 @@ def page_of(found: Mapping[str, Any]) -> str:
         ended = "" if usual and not part["ended"].startswith("stopped") else f"; {part['ended']}"
         others = part["load"] > found["machine"]["cores"] / 2
         loaded = f"; others worked on this machine, too (a load of {part['load']:g} when it began)" if others else ""
-        lines.append(f"`{part['command']}`: {part['seconds']:.0f} s{loaded}{ended}.\n")
+        commit = part.get("commit", machine["commit"])
+        at = "" if commit == machine["commit"] else f", at commit {commit}"
+        lines.append(f"`{part['command']}`: {part['seconds']:.0f} s{at}{loaded}{ended}.\n")
     return "\n".join(lines)
 
 

@@ -210,7 +210,8 @@ def main() -> None:
         there = importlib.util.find_spec(f"benchmarks.{part.module}") is not None
         if not there or (given.only and part.name not in given.only) or (given.quick and part.quick is None):
             continue
-        found["parts"][part.name] = measured(part, given.quick, end - time.monotonic())
+        row = measured(part, given.quick, end - time.monotonic())
+        found["parts"][part.name] = row | {"commit": found["machine"]["commit"]}
         found["parts"] = {one.name: found["parts"][one.name] for one in PARTS if one.name in found["parts"]}
         write_json(results, found)  # what there is, where the next one hangs
     write_page(found)

@@ -7,7 +7,7 @@ round that it did not finish.
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -164,10 +164,16 @@ class Store:
 
     def save_update(self, owner: str, version: int, update: LowRankUpdate, keep: tuple[int, ...]) -> None:
         """Write a new generation like `save`: what has changed since its start, which stays if it is a generation."""
-        self._save(owner, version, tensor_bytes(update.tensors(), {_OVER: update.start}), keep)
+        started = () if update.start_round is None else (update.start_round,)
+        self._save(owner, version, tensor_bytes(update.tensors(), {_OVER: update.start}), {*keep, *started})
 
     def settle(self, owners: Mapping[str, int]) -> None:
-        """Turn updates, which hold rows of data, into states: those of owners' generations; delete all others."""
+        """Turn updates, which hold rows of data, into states: those of owners' generations; delete all others.
+
+        Nothing happens where nobody could go on from what is stored: it is to be deleted as a whole.
+        """
+        if not self._durable:
+            return
         for owner, version in owners.items():
             if isinstance(found := self.load_compact(owner, version), LowRankUpdate):
                 self.save(owner, version, self._whole(owner, found), ())
@@ -177,22 +183,31 @@ class Store:
                     path.unlink()
                     self._recent.forget(path)
 
-    def _save(self, owner: str, version: int, content: bytes, keep: tuple[int, ...]) -> None:
+    def _save(self, owner: str, version: int, content: bytes, keep: Collection[int]) -> None:
+        """Write a generation in place of one that is not kept; `keep`: also the one that an update counts from."""
         path = self.path(owner, version)
-        self._write(path, content)
-        kept = [f"{round}.safetensors" for round in {version, *keep}]
+        private_folder(path.parent)
+        old = self._superseded(owner, path, keep)
+        for each in old:
+            self._recent.forget(each)
+        spare = next((each for each in old if each.stat().st_size < _MAPPED), None)  # nobody reads that later
+        self._write(path, content, spare)
+        for each in old:
+            each.unlink(missing_ok=True)
+
+    def _superseded(self, owner: str, path: Path, keep: Collection[int]) -> list[Path]:
+        """Returns the files of an owner that nobody needs once the generation at `path` is there."""
+        kept = {path.name, *(f"{round}.safetensors" for round in keep)}
         # Names are listed, since glob is slower, which is felt with a thousand devices.
         old = [name for name in os.listdir(path.parent) if name.endswith(".safetensors") and name not in kept]
         if old and owner.startswith(_MODELS):
-            started = _starts_of([path.with_name(name) for name in kept])
+            started = _starts_of(path.with_name(name) for name in kept - {path.name})
             old = [name for name in old if name not in started]
-        for name in old:
-            path.with_name(name).unlink(missing_ok=True)
-            self._recent.forget(path.with_name(name))
+        return [path.with_name(name) for name in old]
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _write(self, path: Path, content: bytes, spare: Path | None = None) -> None:
         private_folder(path.parent)
-        write_bytes(path, content, durable=False, private=True)
+        write_bytes(path, content, durable=False, private=True, spare=spare)
         self._unsynced.append(path)
         if len(content) < _MAPPED:
             self._recent.put(path, path.stat(), content)

@@ -210,3 +210,18 @@ def test_a_start_that_was_there_is_waited_for_as_well(tmp_path, monkeypatch):
     update(store)
     store.sync()
     assert waited == [store.path(f"starts/{made.start}", 1)]
+
+
+@pytest.mark.parametrize("size", [3, 1000])
+def test_a_generation_takes_the_file_of_one_that_nobody_needs(tmp_path, size):
+    store = Store(tmp_path)
+    for round in range(1, 4):
+        store.save("fronts/3", round, {"w": torch.full((100,), float(round))}, (round - 1,))
+    dead, kept = store.path("fronts/3", 2), store.path("fronts/3", 3)
+    before = dead.stat().st_ino, kept.stat().st_ino
+    store.save("fronts/3", 4, {"w": torch.full((size,), 4.0)}, (3,))
+    assert (store.path("fronts/3", 4).stat().st_ino, kept.stat().st_ino) == before
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["3.safetensors", "4.safetensors"]
+    for reader in (store, Store(tmp_path)):
+        assert torch.equal(reader.load("fronts/3", 4)["w"], torch.full((size,), 4.0))
+        assert torch.equal(reader.load("fronts/3", 3)["w"], torch.full((100,), 3.0))
