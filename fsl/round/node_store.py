@@ -106,6 +106,7 @@ class Store:
             _start_in(path, name)
             self._unsynced.append(path)  # of a process that may have been killed before it waited for the disk
         except CheckpointError:
+            private_folder(path.parent)
             self._write(path, content)
         self._starts = {name: tensors_in(content, path)}
         return name
@@ -186,27 +187,29 @@ class Store:
     def _save(self, owner: str, version: int, content: bytes, keep: Collection[int]) -> None:
         """Write a generation in place of one that is not kept; `keep`: also the one that an update counts from."""
         path = self.path(owner, version)
-        private_folder(path.parent)
-        old = self._superseded(owner, path, keep)
+        try:
+            names = os.listdir(path.parent)
+        except FileNotFoundError:
+            names = os.listdir(private_folder(path.parent))
+        old = self._superseded(owner, path, names, keep)
         for each in old:
             self._recent.forget(each)
         spare = next((each for each in old if each.stat().st_size < _MAPPED), None)  # nobody reads that later
         self._write(path, content, spare)
         for each in old:
-            each.unlink(missing_ok=True)
+            if each != spare:
+                each.unlink(missing_ok=True)
 
-    def _superseded(self, owner: str, path: Path, keep: Collection[int]) -> list[Path]:
-        """Returns the files of an owner that nobody needs once the generation at `path` is there."""
+    def _superseded(self, owner: str, path: Path, names: Iterable[str], keep: Collection[int]) -> list[Path]:
+        """Returns the files among an owner's that nobody needs once the generation at `path` is there."""
         kept = {path.name, *(f"{round}.safetensors" for round in keep)}
-        # Names are listed, since glob is slower, which is felt with a thousand devices.
-        old = [name for name in os.listdir(path.parent) if name.endswith(".safetensors") and name not in kept]
+        old = [name for name in names if name.endswith(".safetensors") and name not in kept]
         if old and owner.startswith(_MODELS):
             started = _starts_of(path.with_name(name) for name in kept - {path.name})
             old = [name for name in old if name not in started]
         return [path.with_name(name) for name in old]
 
     def _write(self, path: Path, content: bytes, spare: Path | None = None) -> None:
-        private_folder(path.parent)
         write_bytes(path, content, durable=False, private=True, spare=spare)
         self._unsynced.append(path)
         if len(content) < _MAPPED:
