@@ -426,10 +426,10 @@ class Simulation:
             path = self.folder.front_path(device)
             save_tensors(path, self._private(device, round), durable=False)
             written.append(path)
-        # A finished run's folder holds no rows of the data.
+        sync(written)
+        # A finished run's folder holds no rows of the data; what takes their place is on the disk by now.
         self.worker.store.settle({f"fronts/{path.stem}": kept[int(path.stem)] for path in written})
         self.worker.store.sync()
-        sync(written)
 
 
 _PICTURED = 100  # devices
