@@ -31,10 +31,12 @@ class GappedRange(Sequence[int]):
         return index + bisect_right(self._before, index)
 
     def __contains__(self, number: object) -> bool:
-        if number not in range(self.end):  # which knows NumPy's numbers, too
+        try:
+            whole = range(self.end).index(number)  # type: ignore[arg-type]  # it takes NumPy's numbers, as `in` does
+        except ValueError:
             return False
-        place = bisect_left(self.gaps, number)  # type: ignore[type-var]  # it equals one of them
-        return place == len(self.gaps) or self.gaps[place] != number
+        place = bisect_left(self.gaps, whole)
+        return place == len(self.gaps) or self.gaps[place] != whole
 
     def __iter__(self) -> Iterator[int]:
         first = 0

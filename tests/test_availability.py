@@ -5,6 +5,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from fsl.strategies import PSL, FedAvg, SplitFedV1, SplitFedV2
 from fsl.strategies.participation import Participation
@@ -219,6 +220,9 @@ def test_a_range_with_gaps_is_as_a_list_without_them(away):
     assert [found[place] for place in range(-len(found), len(found))] == [*expected, *expected]
     assert [device in found for device in range(-1, 12)] == [device in expected for device in range(-1, 12)]
     assert all(found[start:stop] == expected[start:stop] for start in range(-3, 12) for stop in (None, 0, 4, 20))
+    assert [np.int64(device) in found for device in range(12)] == [device in expected for device in range(12)]
+    assert "3" not in found
+    assert 2.5 not in found
     with pytest.raises(IndexError):
         found[len(expected)]
 
