@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 from fsl.files import (
-    load_metadata,
     map_tensors,
     metadata_of,
     read_bytes,
@@ -81,16 +80,15 @@ class Store:
     def start(self, owner: str, update: LowRankUpdate) -> dict[str, Tensor]:
         """Load the tensors that an owner's update counts from; CheckpointError where they are missing or damaged."""
         name, round = update.start, update.start_round
-        if round is None and name in self._starts:
-            return self._starts[name]
-        if round is None:
+        if round is not None:
+            found = self._read(owner, round)
+            if isinstance(found, LowRankUpdate):
+                raise CheckpointError(f"{self.path(owner, round)} is an update, and another one counts from it")
+            return found
+        if name not in self._starts:
             path = self._start_path(name)
             self._starts = {name: tensors_in(_start_in(path, name), path)}
-            return self._starts[name]
-        found = self._read(owner, round)
-        if isinstance(found, LowRankUpdate):
-            raise CheckpointError(f"{self.path(owner, round)} is an update, and another one counts from it")
-        return found
+        return self._starts[name]
 
     def keep_start(self, tensors: Mapping[str, Tensor]) -> str:
         """Store tensors that updates count from, if they are not there yet; returns their name, a digest of them.
@@ -149,7 +147,7 @@ class Store:
                 f"{path} is missing, though round {version} wrote it; restore it, or start a new run without resume"
             ) from None
         if found.st_size >= _MAPPED:
-            return _as_saved(map_tensors(path), lambda: load_metadata(path), path)
+            return _as_saved(map_tensors(path), lambda: read_metadata(path), path)
         content = self._recent.get(path, found)
         if content is None:
             content = read_bytes(path)
