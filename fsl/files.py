@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import secrets
 import struct
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from fsl.errors import CheckpointError
@@ -94,6 +95,32 @@ def save_tensors(
     `durable` and `private` as in `write_bytes`.
     """
     write_bytes(path, tensor_bytes(tensors, metadata), durable, private)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], durable: bool) -> None:
+    """Write like `save_tensors` a file that only its owner may read, from the tensors' own memory, for large ones.
+
+    Raises OSError where it cannot be written; the old content is then still there.
+    """
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    try:
+        os.close(_private(str(temporary), os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the library keeps its mode
+        try:
+            save_file(_separate(tensors), temporary, dict(metadata))
+        except SafetensorError as error:
+            raise _system_error(error, path) from None
+        if durable:
+            _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _system_error(error: SafetensorError, path: Path) -> Exception:
+    """Returns the OSError that a library in another language met, which tells only its number."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return error if number is None else OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:

@@ -73,7 +73,12 @@ class LowRankLinear(nn.Module):
         devices, room, _ = self._inputs.shape
         if devices == self._devices and room >= rows:
             return
+        if devices == self._devices:
+            rows = max(rows, 2 * room)  # as devices that go on from their rows have more each round
         done, before = self._done, (self._inputs, self._gradients)
+        self._inputs = self._gradients = self._inputs.new_empty(0, 0, 0)  # what is not copied goes before there is new
+        if not done:
+            before = self._inputs, self._gradients
         self._inputs = self._inputs.new_zeros(self._devices, rows, self.ins)
         self._gradients = self._gradients.new_zeros(self._devices, rows, self.outs)
         if done:

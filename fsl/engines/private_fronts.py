@@ -1,6 +1,6 @@
 """Loads the private fronts of a stack's devices, and stores them: as states, or as updates where these are smaller."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fsl.engines.stack import Stack, Starts
 from fsl.messages.round_plan import DeviceTask
+from fsl.round.generation_pack import Generation
 from fsl.round.low_rank_update import LayerRows, LowRankUpdate, start_at
 from fsl.round.workload import Worker
 from fsl.segments.states import State
@@ -30,16 +31,16 @@ class PrivateFronts:
         self._own: dict[torch.dtype, Tensor] = {}  # (D, size), where some begin with their own
         self._names: list[str | None] = []  # of each device's start; None: of what all share
 
-    def starts(self, updates: bool) -> Starts:
-        """Returns the weights at which devices begin; `updates`: whether these may be told by changes."""
+    def starts(self, stack: Stack) -> Starts:
+        """Returns the weights at which devices begin in this stack."""
         assert not self._store.forgives, "engines are of simulations, where every generation that counts is there"
         changes: list[Mapping[str, LayerRows]] = []
         for place, task in enumerate(self._tasks):
-            found = self._load(task, updates)
+            found = self._load(task, stack.updates)
             changes.append(found.changes)
             self._names.append(found.name)
             if found.start is not None:
-                self._own = self._own or self._room()
+                self._own = self._own or stack.room(len(self._tasks), self._layout.sizes, self._accelerator)
                 self._layout.pack_into(_row(self._own, place), found.start)
         if not any(changes):
             changes = []
@@ -52,21 +53,25 @@ class PrivateFronts:
 
     def save(self, round: int, stack: Stack, lost: Collection[int]) -> None:
         """Store what devices have now, except for those that are lost."""
+        keep = {task.device: (task.version, task.saved) for task in self._tasks if task.device not in lost}
+        places = [place for place, task in enumerate(self._tasks) if task.device in keep]
+        self._store.save_together(round, self._now(places, stack), keep)
+
+    def _now(self, places: Sequence[int], stack: Stack) -> Iterator[tuple[int, Generation]]:
+        """Returns what devices have now, one after another: all weights at once may be more than the memory has."""
         changes = stack.changes()
         states = stack.states() if changes is None else {}
-        for place, task in enumerate(self._tasks):
-            if task.device in lost:
-                continue
-            owner, keep = _owner(task.device), (task.version, task.saved)
+        for place in places:
+            device = self._tasks[place].device
             if changes is None:
-                self._store.save(owner, round, self._layout.unpack(_row(states, place)), keep)
+                yield device, self._layout.unpack(_row(states, place))
                 continue
             update = LowRankUpdate(self._names[place] or self._shared_name, changes[place])
             if update.bytes <= _SMALL * self._layout.bytes:
-                self._store.save_update(owner, round, update, keep)
+                yield device, update
                 continue
             start = _row(self._own, place) if self._own else self._common
-            self._store.save(owner, round, update.applied(self._layout.unpack(start)), keep)
+            yield device, update.applied(self._layout.unpack(start))
 
     def _load(self, task: DeviceTask, updates: bool) -> "_Found":
         owner = _owner(task.device)
@@ -84,10 +89,6 @@ class PrivateFronts:
         if found.start == self._shared_name:
             return _Found(changes=found.layers)
         return _Found(found.start, start, found.layers)
-
-    def _room(self) -> dict[torch.dtype, Tensor]:
-        devices, sizes = len(self._tasks), self._layout.sizes.items()
-        return {dtype: torch.zeros(devices, size, dtype=dtype, device=self._accelerator) for dtype, size in sizes}
 
     @property
     def _common(self) -> State:

@@ -21,6 +21,7 @@ class Stack(ABC):
     one_step: bool = False
     even: bool = False  # whether all devices must have R rows of their own, since the segment may look across them
     updates: bool = False  # whether it begins and ends with updates, too, where devices have made few steps so far
+    _room: dict[torch.dtype, Tensor] | None = None
 
     @abstractmethod
     def bytes_of(self, rows: int) -> int:
@@ -29,6 +30,19 @@ class Stack(ABC):
     @abstractmethod
     def begin(self, starts: "Starts", learning_rate: float, rows: int) -> None:
         """Start a round from these weights; `rows`: the most that a device has in all its steps."""
+
+    def room(
+        self, devices: int, sizes: Mapping[torch.dtype, int], accelerator: torch.device
+    ) -> dict[torch.dtype, Tensor]:
+        """Returns memory for `Starts.own` (devices, size), by dtype: that of the round before, if it fits.
+
+        Of new memory a machine makes page after page, which takes longer than to fill it again.
+        """
+        shapes = {dtype: torch.Size([devices, size]) for dtype, size in sizes.items()}
+        if self._room is None or {dtype: flat.shape for dtype, flat in self._room.items()} != shapes:
+            self._room = None  # before there is new
+            self._room = {t: torch.zeros(shape, dtype=t, device=accelerator) for t, shape in shapes.items()}
+        return self._room
 
     @abstractmethod
     def forward(self, values: Tensor) -> Tensor:

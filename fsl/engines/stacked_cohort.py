@@ -95,7 +95,7 @@ class StackedCohort:
         for name in segments:
             stacks[name] = stack = self._stack_of(name)
             if name == "front" and fronts is not None:
-                starts = fronts.starts(stack.updates)
+                starts = fronts.starts(stack)
             else:
                 starts = Starts(len(group.devices), self.states[name])
             stack.begin(starts, self.plan.learning_rates[name], group.rows)

@@ -7,25 +7,18 @@ round that it did not finish.
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from fsl.errors import CheckpointError
-from fsl.files import (
-    map_tensors,
-    metadata_of,
-    read_bytes,
-    read_metadata,
-    sync,
-    tensor_bytes,
-    tensors_in,
-    write_bytes,
-)
+from fsl.files import map_tensors, read_bytes, sync, tensor_bytes, tensors_in, write_bytes
 from fsl.messages.identifiers import check_kept
 from fsl.private_files import private_folder
-from fsl.round.low_rank_update import LowRankUpdate, start_round
+from fsl.round.generation_pack import Generation, GenerationPack
+from fsl.round.low_rank_update import LowRankUpdate
+from fsl.round.pack_folder import PackFolder
 from fsl.round.recent_files import RecentFiles
 from fsl.segments.finite import finite
 
@@ -33,9 +26,9 @@ log = logging.getLogger(__name__)
 _MODELS = ("fronts/", "tails/", "heads/")  # for these an older generation is better than none
 _MAPPED = 1 << 20  # bytes of a file, from which on it is mapped instead of read
 _RECENT = 32 << 20  # bytes of smaller files that are kept in memory
+_PACKED = "fronts/"  # owners whose generations may lie in packs
 _START = "starts/"  # owners of what updates count from
 _DIGITS = 32  # of their names
-_OVER = "update_over"  # in a file's metadata: it holds an update, over the start of this name
 KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node stores and can do without
 
 
@@ -44,13 +37,14 @@ class Store:
 
     def __init__(self, folder: Path, durable: bool = True):
         """`durable`: whether `sync` waits for the disk; no, where nobody could go on from what is stored."""
-        self.folder, self._durable = folder, durable
+        self.folder, self.durable = folder, durable
         # Prefixes of owners that, in a real federation, go on from an older generation or begin anew where the one that
         # counts is lost. A simulation promises equal bits, so there it is an error that says what to restore.
         self.forgives: tuple[str, ...] = ()
         self.restarts: dict[str, int] = {}  # such owners, with the generation that they went on from; 0: none
         self._unsynced: list[Path] = []
         self._recent = RecentFiles(_RECENT)
+        self.packs = PackFolder(folder / "packs")
         self._starts: dict[str, dict[str, Tensor]] = {}  # the last one that was kept or read, by its name
 
     def path(self, owner: str, version: int) -> Path:
@@ -66,7 +60,7 @@ class Store:
         found = self.load_compact(owner, version)
         return self._whole(owner, found) if isinstance(found, LowRankUpdate) else found
 
-    def load_compact(self, owner: str, version: int) -> dict[str, Tensor] | LowRankUpdate | None:
+    def load_compact(self, owner: str, version: int) -> Generation | None:
         """Load like `load`, but what was saved as an update as such."""
         if version == 0:
             return None
@@ -83,7 +77,7 @@ class Store:
         if round is not None:
             found = self._read(owner, round)
             if isinstance(found, LowRankUpdate):
-                raise CheckpointError(f"{self.path(owner, round)} is an update, and another one counts from it")
+                raise CheckpointError(f"round {round} left {owner} an update, and another one counts from it")
             return found
         if name not in self._starts:
             path = self._start_path(name)
@@ -138,7 +132,9 @@ class Store:
             raise CheckpointError(f"{self.path(owner, version)} holds values that are not finite")
         return whole
 
-    def _read(self, owner: str, version: int) -> dict[str, Tensor] | LowRankUpdate:
+    def _read(self, owner: str, version: int) -> Generation:
+        if (packed := self._packed(owner, version)) is not None:
+            return packed
         path = self.path(owner, version)
         try:
             found = path.stat()
@@ -147,65 +143,98 @@ class Store:
                 f"{path} is missing, though round {version} wrote it; restore it, or start a new run without resume"
             ) from None
         if found.st_size >= _MAPPED:
-            return _as_saved(map_tensors(path), lambda: read_metadata(path), path)
+            return map_tensors(path)
         content = self._recent.get(path, found)
         if content is None:
             content = read_bytes(path)
             self._recent.put(path, found, content)
-        return _as_saved(tensors_in(content, path), lambda: metadata_of(content), path)
+        return tensors_in(content, path)
+
+    def _packed(self, owner: str, version: int) -> Generation | None:
+        """Returns what a pack holds of an owner; None where none does."""
+        device = _device_of(owner)
+        return None if device is None else self.packs.find(device, version)
 
     def save(self, owner: str, version: int, tensors: Mapping[str, Tensor], keep: tuple[int, ...]) -> None:
         """Write a new generation, and delete those outside of `keep`, which the cloud and the checkpoint name.
 
         It is safe from a power failure after the next `sync`.
         """
-        self._save(owner, version, tensor_bytes(tensors), keep)
-
-    def save_update(self, owner: str, version: int, update: LowRankUpdate, keep: tuple[int, ...]) -> None:
-        """Write a new generation like `save`: what has changed since its start, which stays if it is a generation."""
-        started = () if update.start_round is None else (update.start_round,)
-        self._save(owner, version, tensor_bytes(update.tensors(), {_OVER: update.start}), {*keep, *started})
-
-    def settle(self, owners: Mapping[str, int]) -> None:
-        """Turn updates, which hold rows of data, into states: those of owners' generations; delete all others.
-
-        Nothing happens where nobody could go on from what is stored: it is to be deleted as a whole.
-        """
-        if not self._durable:
-            return
-        for owner, version in owners.items():
-            if isinstance(found := self.load_compact(owner, version), LowRankUpdate):
-                self.save(owner, version, self._whole(owner, found), ())
-        for room in _MODELS:
-            for path in (self.folder / room).glob("*/*.safetensors"):
-                if _OVER in read_metadata(path):
-                    path.unlink()
-                    self._recent.forget(path)
-
-    def _save(self, owner: str, version: int, content: bytes, keep: Collection[int]) -> None:
-        """Write a generation in place of one that is not kept; `keep`: also the one that an update counts from."""
         path = self.path(owner, version)
+        if (device := _device_of(owner)) is not None:
+            self.packs.discard(device, version)
         try:
             names = os.listdir(path.parent)
         except FileNotFoundError:
             names = os.listdir(private_folder(path.parent))
-        old = self._superseded(owner, path, names, keep)
+        old = self._superseded(owner, names, {version, *keep})
         for each in old:
             self._recent.forget(each)
         spare = next((each for each in old if each.stat().st_size < _MAPPED), None)  # nobody reads that later
-        self._write(path, content, spare)
+        self._write(path, tensor_bytes(tensors), spare)
         for each in old:
             if each != spare:
                 each.unlink(missing_ok=True)
 
-    def _superseded(self, owner: str, path: Path, names: Iterable[str], keep: Collection[int]) -> list[Path]:
-        """Returns the files among an owner's that nobody needs once the generation at `path` is there."""
-        kept = {path.name, *(f"{round}.safetensors" for round in keep)}
-        old = [name for name in names if name.endswith(".safetensors") and name not in kept]
-        if old and owner.startswith(_MODELS):
-            started = _starts_of(path.with_name(name) for name in kept - {path.name})
-            old = [name for name in old if name not in started]
-        return [path.with_name(name) for name in old]
+    def save_together(
+        self, version: int, fronts: Iterable[tuple[int, Generation]], keep: Mapping[int, Collection[int]]
+    ) -> None:
+        """Write new generations of private fronts, by device, into a few files; `keep`: as in `save`, by device.
+
+        What several nodes wrote is deleted by whoever knows all that counts: see `SupersededPacks`.
+        """
+        private_folder(self.packs.folder)
+        saved, files = self.packs.save(version, fronts)
+        self._unsynced += files
+        for device in saved if (self.folder / _PACKED).is_dir() else ():
+            owner = f"{_PACKED}{device}"
+            try:
+                names = os.listdir(self.folder / owner)
+            except FileNotFoundError:
+                continue
+            for path in self._superseded(owner, names, {*keep[device], *self._start_rounds(owner, {version})}):
+                self._recent.forget(path)
+                path.unlink(missing_ok=True)
+
+    def settle(self, rounds: Mapping[int, int]) -> None:
+        """Turn private fronts' updates, which hold rows of data, into states, and delete what does not count.
+
+        `rounds`: of each device, the round whose generation counts. Nothing happens where nobody could go on from what
+        is stored: it is to be deleted as a whole.
+        """
+        if not self.durable:
+            return
+        found = [(name, pack) for name in self.packs.names() if (pack := self.packs.pack(name)) is not None]
+        for name, pack in found:
+            if pack.holds_updates:
+                counting = [device for device in pack.devices.tolist() if rounds.get(device) == name.round]
+                written = self.packs.save(name.round, self._states_of(counting, pack), durable=True)[1]
+                if self.packs.path(name) not in written:
+                    self.packs.delete(name)
+        for name, pack in found:  # in the end, since updates may count from any state
+            if not pack.holds_updates and not any(rounds.get(d) == name.round for d in pack.devices.tolist()):
+                self.packs.delete(name)
+
+    def _states_of(self, devices: Iterable[int], pack: GenerationPack) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        for device in devices:
+            found = pack.of(device)
+            if isinstance(found, LowRankUpdate):
+                yield device, self._whole(f"{_PACKED}{device}", found)
+
+    def _superseded(self, owner: str, names: Iterable[str], keep: Collection[int]) -> list[Path]:
+        """Returns the files among an owner's that nobody needs: `keep` and what updates in it count from."""
+        old = {name: Path(name).stem for name in names if name.endswith(".safetensors")}
+        old = {name: stem for name, stem in old.items() if not stem.isdecimal() or int(stem) not in keep}
+        if old and owner.startswith(_PACKED):
+            started = {str(round) for round in self._start_rounds(owner, keep)}
+            old = {name: stem for name, stem in old.items() if stem not in started}
+        return [self.folder / owner / name for name in old]
+
+    def _start_rounds(self, owner: str, versions: Iterable[int]) -> set[int]:
+        """Returns the generations that packed updates of these generations count from."""
+        found = (self._packed(owner, version) for version in versions)
+        rounds = (update.start_round for update in found if isinstance(update, LowRankUpdate))
+        return {round for round in rounds if round is not None}
 
     def _write(self, path: Path, content: bytes, spare: Path | None = None) -> None:
         write_bytes(path, content, durable=False, private=True, spare=spare)
@@ -216,7 +245,7 @@ class Store:
     def sync(self) -> None:
         """Wait until all saved files lie on the disk; a node does so once a round, before it reports."""
         saved, self._unsynced = self._unsynced, []
-        if self._durable:
+        if self.durable:
             sync(saved)
 
 
@@ -234,27 +263,7 @@ def _start_in(path: Path, name: str) -> bytes:
     return content
 
 
-def _starts_of(generations: Iterable[Path]) -> set[str]:
-    """Returns the names of the files that generations of one owner count from, where these are updates."""
-    found = set()
-    for path in generations:
-        try:
-            round = start_round(read_metadata(path).get(_OVER, ""))
-        except FileNotFoundError:
-            continue
-        if round is not None:
-            found.add(f"{round}.safetensors")
-    return found
-
-
-def _as_saved(
-    tensors: dict[str, Tensor], metadata: Callable[[], dict[str, str]], path: Path
-) -> dict[str, Tensor] | LowRankUpdate:
-    """Tells an update from a state; `metadata` is read only where names of tensors look like those of an update."""
-    if not LowRankUpdate.looks_like(tensors):
-        return tensors
-    try:
-        start = metadata().get(_OVER)
-        return tensors if start is None else LowRankUpdate.of(start, tensors)
-    except (CheckpointError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore it, or start a new run without resume") from None
+def _device_of(owner: str) -> int | None:
+    """Returns the device whose generations of this owner may lie in packs; None where none may."""
+    device = owner.removeprefix(_PACKED)
+    return int(device) if device != owner and device.isdecimal() else None

@@ -30,6 +30,7 @@ from fsl.round.workload import Worker, Workload, with_frozen, with_weights
 from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
 from fsl.run.codec_check import check_codecs
 from fsl.run.ignored import refuse_ragged
+from fsl.run.kept_fronts import KeptFronts
 from fsl.run.label import Label
 from fsl.run.lost_words import refuse_untrained
 from fsl.run.memory_check import check_memory
@@ -93,6 +94,7 @@ class Simulation:
         self.stop = stop
         self.weights = ""  # a digest of those that the run began with
         self.checkpoints = CheckpointWriter(folder.checkpoint)
+        self.kept_fronts = KeptFronts(worker.store)
         self.started = time.perf_counter()
         self.stopped: dict[str, Any] | None = None  # which observer ended the run before its last round, and why
         self.late: Exception | None = None  # what an observer raised at the end
@@ -147,6 +149,7 @@ class Simulation:
                 for name in self.layouts
             }
             self.strategy.load_state(checkpoint.strategy)
+            self.kept_fronts.resumed(checkpoint.round, self.strategy.state())
             own = {k: v for k, v in checkpoint.tensors.items() if k.startswith(STRATEGY)}
             self.strategy.load_tensors({k.removeprefix(STRATEGY): v for k, v in own.items()})
             self.best = dict(checkpoint.best) if checkpoint.best else None
@@ -284,6 +287,8 @@ class Simulation:
         self.checkpoints.write(checkpoint, partial(self.strategy.checkpointed, state))
         if self.strategy.fronts == "private" or not self.federation.optimizer.reset or "kept" in state:
             self.checkpoints.wait()  # what nodes may delete in the next round depends on it
+        if self.strategy.fronts == "private":
+            self.kept_fronts.checkpointed(state)
         self.rows.append(row)
         for observer in self.observers:
             self._ask(observer, partial(observer.on_round, dict(row)), round)  # one may write into it
@@ -428,7 +433,7 @@ class Simulation:
             written.append(path)
         sync(written)
         # A finished run's folder holds no rows of the data; what takes their place is on the disk by now.
-        self.worker.store.settle({f"fronts/{path.stem}": kept[int(path.stem)] for path in written})
+        self.worker.store.settle({int(path.stem): kept[int(path.stem)] for path in written})
         self.worker.store.sync()
 
 

@@ -9,6 +9,7 @@ from fsl.strategies import PSL, SGLR, SplitFedV3
 from torch import nn
 
 from fsl.files import load_tensors
+from fsl.round.low_rank_update import LowRankUpdate
 from fsl.round.node_store import Store
 from fsl.segments.learning_rate import Schedule
 from fsl.settings.optimizer_settings import Optimizer
@@ -25,13 +26,18 @@ OPTIONS = {"cut": "2", "batch_size": 2, "devices": 4, "samples_per_device": 3, "
 def saved(monkeypatch):
     """Counts by round how many fronts were stored as updates; the loop stores none."""
     counts = Counter()
-    save_update = Store.save_update
+    save_together = Store.save_together
 
-    def noted(self, owner, version, *rest):
-        counts[version] += 1
-        return save_update(self, owner, version, *rest)
+    def noted(self, version, fronts, keep):
+        def each():
+            for device, front in fronts:
+                if isinstance(front, LowRankUpdate):
+                    counts[version] += 1
+                yield device, front
 
-    monkeypatch.setattr(Store, "save_update", noted)
+        return save_together(self, version, each(), keep)
+
+    monkeypatch.setattr(Store, "save_together", noted)
     return counts
 
 
@@ -46,7 +52,7 @@ def fronts(folder):
 
 
 def rows_of(folder):
-    files = (folder / "checkpoint" / "devices" / "fronts").glob("*/*.safetensors")
+    files = (folder / "checkpoint" / "devices").rglob("*.safetensors")
     return [name for path in files for name in load_tensors(path) if name.startswith("inputs:")]
 
 
@@ -118,15 +124,16 @@ def test_only_a_run_that_was_killed_leaves_rows_of_the_training_data(rounds, tmp
     assert rows_of(tmp_path)
     result = by("stacked", PSL(), deep(), out=tmp_path, resume=True, **options)
     assert not rows_of(tmp_path)
-    kept = tmp_path / "checkpoint" / "devices" / "fronts" / "1" / f"{rounds}.safetensors"
-    assert all(torch.equal(result.front(1)[name], tensor) for name, tensor in load_tensors(kept).items())
+    kept = Store(tmp_path / "checkpoint" / "devices").load("fronts/1", rounds)
+    assert kept
+    assert all(torch.equal(result.front(1)[name], tensor) for name, tensor in kept.items())
 
 
 def test_a_disk_that_is_full_is_no_reason_to_train_the_round_again(monkeypatch, caplog):
     def full(self, *given):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Store, "save_update", full)
+    monkeypatch.setattr(Store, "save_together", full)
     with pytest.raises(OSError, match="No space left on device"):
         by("stacked", PSL(), deep(), **OPTIONS)
     assert not caplog.messages

@@ -111,11 +111,16 @@ def update(store, rows=3, layer="0"):
     return start, LowRankUpdate(store.keep_start(start), {layer: change})
 
 
+def saved_update(store, version=1, **options):
+    start, made = update(store, **options)
+    store.save_together(version, [(3, made)], {3: (0, 0)})
+    return start, made
+
+
 @pytest.mark.parametrize("rows", [0, 3, 1 << 16])
 def test_an_update_is_loaded_as_the_state_that_it_makes_of_its_start(tmp_path, rows):
     store = Store(tmp_path)
-    start, made = update(store, rows)
-    store.save_update("fronts/3", 1, made, ())
+    start, _ = saved_update(store, rows=rows)
     for reader in (store, Store(tmp_path)):
         found = reader.load("fronts/3", 1)
         assert torch.equal(found["0.weight"], start["0.weight"] - 0.5 * rows)
@@ -123,18 +128,16 @@ def test_an_update_is_loaded_as_the_state_that_it_makes_of_its_start(tmp_path, r
         assert len(reader.load_compact("fronts/3", 1).layers["0"].inputs) == rows
 
 
-def test_a_start_is_stored_once_and_outlives_every_generation(tmp_path):
+def test_a_start_is_stored_once(tmp_path):
     store = Store(tmp_path)
     for round in range(1, 6):
-        store.save_update("fronts/3", round, update(store)[1], (round - 1,))
-    assert [path.name for path in sorted((tmp_path / "fronts/3").iterdir())] == ["4.safetensors", "5.safetensors"]
+        saved_update(store, round)
     assert len(list((tmp_path / "starts").iterdir())) == 1
 
 
 def test_an_update_without_its_start_is_told_by_the_starts_path(tmp_path):
     store = Store(tmp_path)
-    made = update(store)[1]
-    store.save_update("fronts/3", 1, made, ())
+    made = saved_update(store)[1]
     store.path(f"starts/{made.start}", 1).unlink()
     with pytest.raises(CheckpointError, match=f"starts/{made.start}/1.safetensors is missing, and private"):
         Store(tmp_path).load("fronts/3", 1)
@@ -142,56 +145,54 @@ def test_an_update_without_its_start_is_told_by_the_starts_path(tmp_path):
 
 def test_rows_of_another_model_are_refused(tmp_path):
     store = Store(tmp_path)
-    store.save_update("fronts/3", 1, update(store, layer="1")[1], ())
+    saved_update(store, layer="1")
     with pytest.raises(CheckpointError, match="the rows kept of layer '1' do not fit it; another model wrote them"):
         store.load("fronts/3", 1)
 
 
-def test_a_parameter_that_is_called_like_an_updates_rows_is_a_parameter(tmp_path):
+def test_an_update_over_an_update_is_refused(tmp_path):
     store = Store(tmp_path)
-    store.save("fronts/3", 1, {"inputs:0": torch.ones(2)}, ())
-    assert torch.equal(store.load("fronts/3", 1)["inputs:0"], torch.ones(2))
+    made = saved_update(store)[1]
+    store.save_together(2, [(3, LowRankUpdate(start_at(1), made.layers))], {3: (1, 1)})
+    with pytest.raises(CheckpointError, match=r"round 1 left fronts/3 an update, and another one counts from it"):
+        store.load("fronts/3", 2)
 
 
-def test_an_owner_that_may_begin_anew_does_so_without_its_updates_start(tmp_path):
+def test_a_front_by_itself_takes_the_place_of_one_in_a_pack(tmp_path):
     store = Store(tmp_path)
-    made = update(store)[1]
-    store.save_update("fronts/3", 1, made, ())
-    store.path(f"starts/{made.start}", 1).unlink()
-    other = Store(tmp_path)
-    other.forgives = ("fronts/",)
-    assert other.load("fronts/3", 1) is None
-    assert other.restarts == {"fronts/3": 0}
+    saved_update(store)
+    store.save("fronts/3", 1, {"0.weight": torch.ones(2)}, (0, 0))
+    for reader in (store, Store(tmp_path)):
+        assert torch.equal(reader.load("fronts/3", 1)["0.weight"], torch.ones(2))
 
 
-def test_the_generation_that_an_update_counts_from_stays_as_long_as_that_is_kept(tmp_path):
+def test_a_front_in_a_pack_takes_the_place_of_one_by_itself(tmp_path):
+    store = Store(tmp_path)
+    for round in (1, 2, 3):
+        store.save("fronts/3", round, {"0.weight": torch.full((2,), float(round))}, (round - 1,))
+    store.save_together(3, [(3, {"0.weight": torch.zeros(2)})], {3: (2, 2)})
+    for reader in (store, Store(tmp_path)):
+        assert torch.equal(reader.load("fronts/3", 3)["0.weight"], torch.zeros(2))
+    assert [path.name for path in (tmp_path / "fronts/3").iterdir()] == ["2.safetensors"]
+
+
+def test_the_generation_that_a_packed_update_counts_from_stays_as_long_as_that_is_kept(tmp_path):
     store = Store(tmp_path)
     change = {"0": LayerRows(torch.ones(1, 4), torch.ones(1, 2))}
     store.save("fronts/3", 1, {"0.weight": torch.zeros(2, 4)}, ())
     for round in (2, 3, 4):
-        store.save_update("fronts/3", round, LowRankUpdate(start_at(1), change), (round - 1,))
-    assert torch.equal(Store(tmp_path).load("fronts/3", 4)["0.weight"], torch.full((2, 4), -1.0))
-    assert sorted(path.stem for path in (tmp_path / "fronts/3").iterdir()) == ["1", "3", "4"]
+        store.save_together(round, [(3, LowRankUpdate(start_at(1), change))], {3: (round - 1,)})
     store.save("fronts/3", 5, {"0.weight": torch.ones(2, 4)}, (4,))
-    assert sorted(path.stem for path in (tmp_path / "fronts/3").iterdir()) == ["1", "4", "5"]
-    store.save_update("fronts/3", 6, LowRankUpdate(start_at(5), change), (5,))
-    assert sorted(path.stem for path in (tmp_path / "fronts/3").iterdir()) == ["5", "6"]
-
-
-def test_an_update_over_an_update_is_refused(tmp_path):
-    store = Store(tmp_path)
-    made = update(store)[1]
-    store.save_update("fronts/3", 1, made, ())
-    store.save_update("fronts/3", 2, LowRankUpdate(start_at(1), made.layers), (1,))
-    with pytest.raises(CheckpointError, match=r"1\.safetensors is an update, and another one counts from it"):
-        store.load("fronts/3", 2)
+    assert torch.equal(Store(tmp_path).load("fronts/3", 4)["0.weight"], torch.full((2, 4), -1.0))
+    assert sorted(path.stem for path in (tmp_path / "fronts/3").iterdir()) == ["1", "5"]
+    store.save_together(6, [(3, LowRankUpdate(start_at(5), change))], {3: (5,)})
+    assert [path.stem for path in (tmp_path / "fronts/3").iterdir()] == ["5"]
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_start_that_is_not_what_its_name_says_is_no_start(tmp_path, again):
     store = Store(tmp_path)
-    made = update(store)[1]
-    store.save_update("fronts/3", 1, made, ())
+    made = saved_update(store)[1]
     path = store.path(f"starts/{made.start}", 1)
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
     other = Store(tmp_path)
