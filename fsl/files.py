@@ -6,8 +6,9 @@ import os
 import re
 import secrets
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,24 @@ from fsl.errors import CheckpointError
 _HEADER = 100_000_000  # bytes of a safetensors file's header at most, which is that format's limit
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Says which file the system's error is about, where it does not say so: a full disk tells of no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_bytes(
     path: Path, data: bytes, durable: bool = True, private: bool = False, spare: Path | None = None
 ) -> None:
     """Write a file atomically: a reader sees the old content or the new, also after a full disk or a kill.
 
-    Raises OSError where it cannot be written; the old content is then still there. With `durable=False` a power
-    failure may still take the new content, until `sync` is called. A `private` file only its owner may read.
+    Raises OSError where it cannot be written, and names it; the old content is then still there. With `durable=False` a
+    power failure may still take the new content, until `sync` is called. A `private` file only its owner may read.
     `spare`: a file in the same folder that nobody needs, which becomes this one: some file systems take half a
     millisecond to make one, and a fiftieth of that to write over one.
     """
@@ -37,7 +49,10 @@ def write_bytes(
         # Not by tempfile: that makes files which only their owner may read, and results are to be shared.
         if spare is not None:
             os.replace(spare, temporary)
-        with open(temporary, "xb" if spare is None else "r+b", opener=_private if private else None) as file:
+        with (
+            naming(path),
+            open(temporary, "xb" if spare is None else "r+b", opener=_private if private else None) as file,
+        ):
             file.write(data)
             file.truncate()
             if durable:
@@ -63,7 +78,8 @@ def sync(paths: Iterable[Path]) -> None:
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

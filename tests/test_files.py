@@ -44,6 +44,15 @@ def test_tensors_that_cannot_be_written_leave_the_old_ones(tmp_path, monkeypatch
     assert torch.equal(load_tensors(path)["weight"], torch.zeros(2))
 
 
+def test_a_full_disk_is_told_with_the_file_that_it_is_too_full_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "fsync", out_of_space)
+    for write in (lambda path: write_text(path, "new"), lambda path: files.sync([path])):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/state\.json'") as caught:
+            write(tmp_path / "state.json")
+        assert caught.value.errno == errno.ENOSPC
+        (tmp_path / "state.json").touch()
+
+
 def test_the_old_content_stays_until_the_new_is_on_disk(tmp_path, monkeypatch):
     path = tmp_path / "model.bin"
     write_bytes(path, b"old")

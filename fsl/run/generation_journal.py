@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fsl.errors import CheckpointError
-from fsl.files import write_bytes
+from fsl.files import naming, write_bytes
 from fsl.run.generations import GenerationsThen
 
 
@@ -60,7 +60,7 @@ def write_entry(folder: Path, entry: JournalEntry) -> dict[str, Any]:
     if not entry.start:
         write_bytes(path, entry.data)
         return asdict(entry.mark)
-    with open(path, "r+b") as file:
+    with naming(path), open(path, "r+b") as file:
         file.seek(entry.start)
         file.write(entry.data)
         file.truncate()

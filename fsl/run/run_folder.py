@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fsl.errors import CheckpointError, ConfigError
-from fsl.files import load_tensors, to_json, write_json, write_text
+from fsl.files import load_tensors, naming, to_json, write_json, write_text
 from fsl.quoting import override_value, shell_word
 
 
@@ -80,7 +80,7 @@ class RunFolder:
         """Add a round's row to metrics.jsonl; a line that a kill or a full disk had cut off goes first."""
         if self._is_cut():
             self._write_metrics(self.read_metrics())
-        with self.metrics_path.open("a", encoding="utf-8") as file:
+        with naming(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(to_json(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:

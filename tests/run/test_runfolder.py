@@ -1,6 +1,7 @@
 """A run's folder keeps what a run found out, also through kills and full disks."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -120,6 +121,14 @@ def test_a_truncation_that_fails_loses_nothing(folder, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         folder.truncate_metrics(1)
     assert folder.read_metrics() == rows(1, 2, 3)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_row_that_finds_the_disk_full_is_told_with_its_file(folder, monkeypatch):
+    folder.metrics_path.symlink_to("/dev/full")
+    monkeypatch.setattr(type(folder), "_is_cut", lambda self: False)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
+        append(folder, 1)
 
 
 def test_the_summary_is_json(folder):
