@@ -123,7 +123,7 @@ def test_a_truncation_that_fails_loses_nothing(folder, monkeypatch):
     assert folder.read_metrics() == rows(1, 2, 3)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
 def test_a_row_that_finds_the_disk_full_is_told_with_its_file(folder, monkeypatch):
     folder.metrics_path.symlink_to("/dev/full")
     monkeypatch.setattr(type(folder), "_is_cut", lambda self: False)
