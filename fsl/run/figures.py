@@ -14,6 +14,7 @@ from fsl.run.plotting import (
     BYTE_UNITS,
     STYLES,
     TIME_UNITS,
+    KeptFrames,
     Margins,
     check_formats,
     new_figure,
@@ -44,6 +45,7 @@ class Curve:
         return Curve(self.name, self.rounds, tuple(value * factor for value in self.values))
 
 
+_FRAMES = KeptFrames()
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--", "**", "||")
 _MAX_BARS = 40
 _MAX_ROWS = 100  # of a heat map; more would be thinner than a pixel
@@ -66,7 +68,8 @@ def run_figures(rows: Rows, folder: Path, title: str, formats: Sequence[str] = (
     if not known:
         return []
     written = []
-    figure, axes = new_figure(title, margins=Margins())  # one for all: its frame takes as long as what is in it
+    figure, axes, _ = _FRAMES.frame("lines", title, Margins())
+    _empty(axes)  # of what was there when a disk was full
     for name, draw in known.items():
         draw(axes, rows)
         for form in formats:
@@ -271,26 +274,37 @@ def _legend(axes: "Axes") -> None:
 
 
 def _bars(counts: np.ndarray, title: str) -> "Figure":
-    from matplotlib import colormaps
     from matplotlib.patches import PathPatch
 
     devices, classes = counts.shape
     height = min(7.2, max(3.4, 1.9 + 0.28 * devices))
-    figure, axes = new_figure(title, height, margins=Margins(right=1.0, top=0.1))
-    left = np.zeros(devices)
+    figure, axes, new = _FRAMES.frame(("bars", devices, classes), title, Margins(right=1.0, top=0.1), height)
+    if new:
+        _prepare_bars(axes, devices, classes)
+    ends = np.cumsum(counts, axis=1, dtype=float)
+    for label, bars in enumerate(axes.patches):
+        assert isinstance(bars, PathPatch)
+        bars.set_path(_rectangles(ends[:, label] - counts[:, label], ends[:, label]))
+    axes.set_xlim(0, max(1.0, 1.05 * ends.max()))
+    return figure
+
+
+def _prepare_bars(axes: "Axes", devices: int, classes: int) -> None:
+    """All of a plot of bars but their lengths."""
+    from matplotlib import colormaps
+    from matplotlib.patches import PathPatch
+
+    none = np.zeros(devices)
     for label in range(classes):
-        right = left + counts[:, label]
         bars = PathPatch(
-            _rectangles(left, right),
+            _rectangles(none, none),
             facecolor=colormaps["viridis"](0.15 + 0.75 * label / max(classes - 1, 1)),
             hatch=_HATCHES[label],
             edgecolor="white",
             linewidth=0.4,
             label=str(label),
         )
-        axes.add_artist(bars)  # `add_patch` would measure every bar in Python; the limits are set below
-        left = right
-    axes.set_xlim(0, max(1.0, 1.05 * left.max()))
+        axes.add_artist(bars)  # `add_patch` would measure every bar in Python; the limits are set for themselves
     axes.set_xlabel("samples")
     axes.set_ylabel("device")
     axes.set_yticks(range(devices))
@@ -298,7 +312,6 @@ def _bars(counts: np.ndarray, title: str) -> "Figure":
     axes.set_ylim(devices - 0.4, -0.6)  # the first device on top
     axes.grid(False, axis="y")
     axes.legend(title="class", loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    return figure
 
 
 def _rectangles(left: np.ndarray, right: np.ndarray) -> "Outline":

@@ -1,6 +1,7 @@
 """What all pictures share: how lines are told apart, units of axes, and files fit for a slide."""
 
 import textwrap
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ STYLES = (
 )
 FORMATS = ("png", "svg", "pdf")
 _TITLE_LINE = 0.25  # inches
+_TITLE_SIZE = 12  # points
+_FRAMES = 4  # that a thread keeps
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,38 @@ def new_figure(
     """
     figure, (axes,) = new_figures(title, 1, height, width, "constrained" if margins is None else None)
     if margins is not None:
-        top = margins.top + _TITLE_LINE * (1 + _wrapped(title, width).count("\n"))
-        figure.subplots_adjust(
-            margins.left / width, margins.bottom / height, 1 - margins.right / width, 1 - top / height
-        )
+        _place(figure, title, margins)
     return figure, axes
+
+
+class KeptFrames(threading.local):
+    """Figures of one plot that are drawn on again and again: a frame takes as long to make as what is in it to draw.
+
+    Each thread has its own: a sweep's runs follow one another in one.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[object, tuple[Figure, Axes]] = {}
+
+    def frame(self, kind: object, title: str, margins: Margins, height: float = 4.2) -> "tuple[Figure, Axes, bool]":
+        """Returns a figure with this title, its plot as it was left, and whether it is new; one for each `kind`."""
+        kept = self._frames.get(kind)
+        if kept is None:
+            if len(self._frames) == _FRAMES:
+                del self._frames[next(iter(self._frames))]
+            self._frames[kind] = kept = new_figure(title, height, margins=margins)
+            return *kept, True
+        figure, axes = kept
+        figure.suptitle(_wrapped(title, figure.get_figwidth()), fontsize=_TITLE_SIZE, parse_math=False)
+        _place(figure, title, margins)
+        return figure, axes, False
+
+
+def _place(figure: "Figure", title: str, margins: Margins) -> None:
+    """Put a figure's plot where its margins say, below its title."""
+    width, height = figure.get_size_inches()
+    top = margins.top + _TITLE_LINE * (1 + _wrapped(title, width).count("\n"))
+    figure.subplots_adjust(margins.left / width, margins.bottom / height, 1 - margins.right / width, 1 - top / height)
 
 
 def new_figures(
@@ -98,7 +128,7 @@ def new_figures(
     FigureCanvasAgg(figure)
     places = list(figure.subplots(1, plots, squeeze=False)[0])
     if title:
-        figure.suptitle(_wrapped(title, width), fontsize=12, parse_math=False)
+        figure.suptitle(_wrapped(title, width), fontsize=_TITLE_SIZE, parse_math=False)
     for axes in places:
         axes.grid(True, alpha=0.3)
         axes.set_axisbelow(True)

@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 
 from fsl.errors import ConfigError
 from fsl.run import figures
+from fsl.run.figure_bytes import to_bytes
 from fsl.run.figures import class_counts_figure, plot, run_figures
+from fsl.run.plotting import KeptFrames
 
 pytestmark = pytest.mark.usefixtures("pictures")
 
@@ -157,6 +160,43 @@ def test_a_picture_shows_nothing_of_the_one_drawn_before_on_the_same_canvas(tmp_
     (alone,) = run_figures(known, tmp_path / "alone", "run")
     assert after_others.name == alone.name == "time.png"
     assert after_others.read_bytes() == alone.read_bytes()
+
+
+def test_pictures_of_a_later_run_are_those_of_a_new_process(tmp_path, monkeypatch):
+    def pictures(name, title, scale):
+        rows = [row(i, loss=scale * i, accuracy_std=scale / 10) for i in range(1, 5)]
+        counts = np.arange(40).reshape(10, 4) * int(10 * scale)
+        class_counts_figure(counts, tmp_path / name / "classes.png", title)
+        run_figures(rows, tmp_path / name, title)
+        return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+
+    monkeypatch.setattr(figures, "_FRAMES", KeptFrames())
+    first = pictures("first", "a run", 0.5)
+    pictures(
+        "other", "another run, whose title is so long that it takes a second line above the plot, and a third " * 2, 30
+    )
+    assert pictures("again", "a run", 0.5) == first
+    assert len(first) == 5
+
+
+def test_a_png_has_the_pixels_that_matplotlib_draws(tmp_path):
+    figure = plot([row(1), row(2)])
+    figure.savefig(tmp_path / "theirs.png", dpi=100)
+    with Image.open(BytesIO(to_bytes(figure, "png", dpi=100))) as ours, Image.open(tmp_path / "theirs.png") as theirs:
+        assert np.array_equal(np.asarray(ours), np.asarray(theirs.convert("RGB")))
+        assert (ours.mode, ours.info["dpi"]) == ("RGB", theirs.info["dpi"])
+        ours.verify()  # its checksums
+
+
+def test_a_picture_that_could_not_be_written_leaves_nothing_in_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "_FRAMES", KeptFrames())
+    known = [{"round": i, "loss": 1.0 / i} for i in (1, 2)]
+    (first,) = run_figures(known, tmp_path / "first", "run")
+    (tmp_path / "full" / "loss.png").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        run_figures([{"round": i, "train_loss": 3.0, "loss": 2.0} for i in (5, 6, 7)], tmp_path / "full", "other")
+    (again,) = run_figures(known, tmp_path / "again", "run")
+    assert again.read_bytes() == first.read_bytes()
 
 
 def test_a_sample_of_many_devices_is_called_a_sample(tmp_path, drawn):
