@@ -251,6 +251,14 @@ def test_work_that_the_cloud_never_heard_of_goes_when_its_device_has_trained_aga
     assert packs(run.store) == ["7-0.safetensors", "8-0.safetensors"]
 
 
+def test_work_that_no_checkpoint_names_does_not_stay(tmp_path):
+    run = Rounds(tmp_path)
+    run.train(1, {0: state(1), 1: state(1)})
+    for round in range(2, 6):  # as where an edge's back is lost after its devices have saved their fronts
+        run.train(round, {0: state(round), 1: state(round)}, counted=[])
+    assert packs(run.store) == ["1-0.safetensors"]
+
+
 def test_a_run_that_goes_on_counts_what_lies_there(tmp_path):
     first = Rounds(tmp_path)
     first.train(1, {device: state(1) for device in range(4)})
