@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 
+_UNFINISHED = ".tmp"  # the end of the name of a file that is being written
 _HEADER = 100_000_000  # bytes of a safetensors file's header at most, which is that format's limit
 
 
@@ -43,8 +44,7 @@ def write_bytes(
     `spare`: a file in the same folder that nobody needs, which becomes this one: some file systems take half a
     millisecond to make one, and a fiftieth of that to write over one.
     """
-    # Beside the target, since a rename is atomic only within a file system. The name is cut: 255 bytes are the limit.
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(path)
     try:
         # Not by tempfile: that makes files which only their owner may read, and results are to be shared.
         if spare is not None:
@@ -62,6 +62,17 @@ def write_bytes(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Delete files in a folder that somebody began to write and was killed; nobody may write into it meanwhile."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """Beside the target, since a rename is atomic only within a file system; cut, since 255 bytes are the limit."""
+    return path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}{_UNFINISHED}")
 
 
 def _private(path: str, flags: int) -> int:
@@ -118,7 +129,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Raises OSError where it cannot be written; the old content is then still there.
     """
-    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    temporary = _temporary(path)
     try:
         os.close(_private(str(temporary), os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the library keeps its mode
         try:

@@ -204,10 +204,12 @@ class Store:
         """
         if not self.durable:
             return
+        self.packs.discard_unfinished()
         found = [(name, pack) for name in self.packs.names() if (pack := self.packs.pack(name)) is not None]
         for name, pack in found:
             if pack.holds_updates:
-                counting = [device for device in pack.devices.tolist() if rounds.get(device) == name.round]
+                # The first device last: its pack may take the place of this one, of which nobody needs more by then.
+                counting = [device for device in pack.devices.tolist()[::-1] if rounds.get(device) == name.round]
                 written = self.packs.save(name.round, self._states_of(counting, pack), durable=True)[1]
                 if self.packs.path(name) not in written:
                     self.packs.delete(name)

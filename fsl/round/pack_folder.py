@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fsl.errors import CheckpointError
+from fsl.files import discard_unfinished
 from fsl.round.generation_pack import Generation, GenerationPack, gathered, write_pack
 
 _SUFFIX = ".safetensors"
@@ -133,6 +134,11 @@ class PackFolder:
         for name in self.names():
             if name.round > round:
                 self.delete(name)
+        self.discard_unfinished()
+
+    def discard_unfinished(self) -> None:
+        """Delete what writers that were killed have left, at a time when nobody writes: rows of data may be in it."""
+        discard_unfinished(self.folder)
 
     def refresh(self) -> None:
         """Close what is open, and look anew at what there is when somebody asks."""

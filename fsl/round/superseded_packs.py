@@ -21,19 +21,16 @@ class SupersededPacks:
         self._packs, self._durable = packs, durable
         self._holding: dict[int, tuple[PackName, ...]] = {}  # by device: packs in which it is needed
         self._needed: dict[PackName, int] = {}  # devices that are needed, by pack
-        self._begun = False
 
     def collect(self, devices: Iterable[int], needed: RoundsOf) -> None:
         """Delete what is needed no more of these devices: those for which `needed` has changed since the last call.
 
-        The first call looks at all devices that packs hold.
+        It looks as well at devices in packs that are new to it: their work may never have been counted.
         """
         self._packs.refresh()
         found = self._note_new()
-        suspects = devices if self._begun else found
-        self._begun = True
         touched: set[PackName] = set()
-        for device in suspects:
+        for device in found.union(devices):
             held = self._holding.pop(device, ())
             rounds = set(needed(device))
             for name in held:

@@ -9,7 +9,7 @@ import torch
 
 from fsl import files
 from fsl.errors import CheckpointError
-from fsl.round import generation_pack
+from fsl.round import generation_pack, pack_folder
 from fsl.round.generation_pack import GenerationPack, write_pack
 from fsl.round.low_rank_update import LayerRows, LowRankUpdate, start_at
 from fsl.round.node_store import Store
@@ -251,6 +251,14 @@ def test_work_that_the_cloud_never_heard_of_goes_when_its_device_has_trained_aga
     assert packs(run.store) == ["7-0.safetensors", "8-0.safetensors"]
 
 
+def test_work_that_no_checkpoint_names_does_not_stay(tmp_path):
+    run = Rounds(tmp_path)
+    run.train(1, {0: state(1), 1: state(1)})
+    for round in range(2, 6):  # as where an edge's back is lost after its devices have saved their fronts
+        run.train(round, {0: state(round), 1: state(round)}, counted=[])
+    assert packs(run.store) == ["1-0.safetensors"]
+
+
 def test_a_run_that_goes_on_counts_what_lies_there(tmp_path):
     first = Rounds(tmp_path)
     first.train(1, {device: state(1) for device in range(4)})
@@ -276,3 +284,43 @@ def test_a_run_that_ends_leaves_states_alone_and_of_those_that_count(tmp_path):
         assert values == [[-2.0], [-1.0]]
     assert packs(store) == ["2-2.safetensors", "3-0.safetensors"]
     assert not any(GenerationPack.open(path).holds_updates for path in (tmp_path / "packs").iterdir())
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_run_that_is_stopped_while_it_ends_loses_no_front(tmp_path, monkeypatch, written):
+    monkeypatch.setattr(generation_pack, "PACK_BYTES", 40)  # of each state
+    store = Store(tmp_path)
+    save(store, 1, {device: {"weight": torch.zeros(2, 4)} for device in range(3)})
+    monkeypatch.setattr(generation_pack, "PACK_BYTES", 1 << 20)
+    save(store, 2, {device: rows(start_at(1), device + 1) for device in range(3)})
+    monkeypatch.setattr(generation_pack, "PACK_BYTES", 16)
+    left = iter(range(written))
+
+    def write(*given):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_pack(*given)
+
+    monkeypatch.setattr(pack_folder, "write_pack", write)
+    try:
+        store.settle(dict.fromkeys(range(3), 2))
+    except OSError:
+        monkeypatch.setattr(pack_folder, "write_pack", write_pack)
+        Store(tmp_path).settle(dict.fromkeys(range(3), 2))
+    found = [Store(tmp_path).load(f"fronts/{device}", 2) for device in range(3)]
+    assert [one["weight"].unique().tolist() for one in found] == [[-1.0], [-2.0], [-3.0]]
+    assert packs(store) == ["2-0.safetensors", "2-1.safetensors", "2-2.safetensors"]
+
+
+@pytest.mark.parametrize("then", ["goes on", "ends"])
+def test_nothing_stays_of_a_pack_whose_writer_was_killed(tmp_path, then):
+    store = Store(tmp_path)
+    save(store, 1, {0: state(0)})
+    begun = tmp_path / "packs" / ".2-0.safetensors.0123456789abcdef.tmp"
+    begun.write_bytes(b"rows of the training data")
+    if then == "goes on":
+        store.packs.discard_after(1)
+    else:
+        store.settle({0: 1})
+    assert not begun.exists()
+    assert packs(store) == ["1-0.safetensors"]
