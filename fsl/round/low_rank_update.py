@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fsl.errors import CheckpointError
 
-_INPUTS, _GRADIENTS = "inputs:", "gradients:"
 _ROUND = "round-"
 
 
@@ -62,30 +61,6 @@ class LowRankUpdate:
             if bias in start:
                 found[bias] = start[bias] - rows.gradients.sum(0)
         return found
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Returns what a file holds of it, beside the name of its start."""
-        found = {}
-        for layer, rows in self.layers.items():
-            found[_INPUTS + layer], found[_GRADIENTS + layer] = rows.inputs, rows.gradients
-        return found
-
-    @staticmethod
-    def looks_like(tensors: Mapping[str, Tensor]) -> bool:
-        """Returns whether these may be an update's tensors: names of parameters may look like theirs."""
-        return any(name.startswith(_INPUTS) for name in tensors)
-
-    @staticmethod
-    def of(start: str, tensors: Mapping[str, Tensor]) -> "LowRankUpdate":
-        """Returns what `tensors` was made of; CheckpointError where rows are missing."""
-        layers = {}
-        for name, inputs in tensors.items():
-            if name.startswith(_INPUTS):
-                layer = name.removeprefix(_INPUTS)
-                if (gradients := tensors.get(_GRADIENTS + layer)) is None:
-                    raise CheckpointError(f"the rows of layer '{layer}' have no gradients")
-                layers[layer] = LayerRows(inputs, gradients)
-        return LowRankUpdate(start, layers)
 
 
 def start_at(round: int) -> str:

@@ -7,7 +7,7 @@ round that it did not finish.
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -196,11 +196,11 @@ class Store:
                 self._recent.forget(path)
                 path.unlink(missing_ok=True)
 
-    def settle(self, rounds: Mapping[int, int]) -> None:
+    def settle(self, needed: Callable[[int], Collection[int]]) -> None:
         """Turn private fronts' updates, which hold rows of data, into states, and delete what does not count.
 
-        `rounds`: of each device, the round whose generation counts. Nothing happens where nobody could go on from what
-        is stored: it is to be deleted as a whole.
+        `needed`: the rounds whose generations of a device count. Nothing happens where nobody could go on from what is
+        stored: it is to be deleted as a whole.
         """
         if not self.durable:
             return
@@ -209,12 +209,12 @@ class Store:
         for name, pack in found:
             if pack.holds_updates:
                 # The first device last: its pack may take the place of this one, of which nobody needs more by then.
-                counting = [device for device in pack.devices.tolist()[::-1] if rounds.get(device) == name.round]
+                counting = [device for device in pack.devices.tolist()[::-1] if name.round in needed(device)]
                 written = self.packs.save(name.round, self._states_of(counting, pack), durable=True)[1]
                 if self.packs.path(name) not in written:
                     self.packs.delete(name)
         for name, pack in found:  # in the end, since updates may count from any state
-            if not pack.holds_updates and not any(rounds.get(d) == name.round for d in pack.devices.tolist()):
+            if not pack.holds_updates and not any(name.round in needed(device) for device in pack.devices.tolist()):
                 self.packs.delete(name)
 
     def _states_of(self, devices: Iterable[int], pack: GenerationPack) -> Iterator[tuple[int, dict[str, Tensor]]]:

@@ -72,7 +72,6 @@ class PackFolder:
         It deletes what other packs of this round say of these devices: a node left them that trained the devices in the
         same round, and told nobody.
         """
-        self._listed = None
         before = [(name, pack) for name in self._of(round) if (pack := self.pack(name)) is not None]
         written: set[PackName] = set()
         saved: set[int] = set()
@@ -86,7 +85,7 @@ class PackFolder:
         for name, pack in before:
             if name not in written and np.isin(pack.devices, devices).any():
                 self.delete(name)
-        self._listed = None
+        self._of(round)[:] = sorted({*self._of(round), *written})
         return saved, [self.path(name) for name in written]
 
     def discard(self, device: int, round: int) -> None:
@@ -127,7 +126,8 @@ class PackFolder:
         """Delete a pack; nothing happens where it is gone."""
         self.path(name).unlink(missing_ok=True)
         self._open.pop(name, None)
-        self._listed = None
+        if name in self._of(name.round):
+            self._of(name.round).remove(name)
 
     def discard_after(self, round: int) -> None:
         """Delete what was written after this round, by rounds that did not end: a run goes on from here."""
@@ -150,4 +150,4 @@ class PackFolder:
             self._listed = {}
             for name in self.names():
                 self._listed.setdefault(name.round, []).append(name)
-        return self._listed.get(round, [])
+        return self._listed.setdefault(round, [])

@@ -128,6 +128,16 @@ def _journal_of(path: Path) -> str | None:
         return None
 
 
+def versions_before(folder: Path) -> dict[str, int]:
+    """Returns what the checkpoint before the newest says of owners' generations; nothing where it cannot be read."""
+    try:
+        state = json.loads((folder / _PREVIOUS).read_text())
+        memories = read_journal(folder, state["generations"])
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError):
+        return {}
+    return memories.get("versions", {})
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """The newest checkpoint in a folder that can be gone on from: where that is the one before, a line says so.
 

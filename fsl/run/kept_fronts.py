@@ -35,6 +35,19 @@ class KeptFronts:
         self._superseded.collect(devices, needed)
         self._last, self._before = now, last
 
+    def finished(self, state: Mapping[str, Any], previous: Mapping[str, int]) -> None:
+        """Leave states alone in the folder of a run that has ended: those of this state of its strategy.
+
+        `previous`: the round of each owner's generation that the checkpoint before the last one names.
+        """
+        now = _generations(state)
+
+        def needed(device: int) -> set[int]:
+            owner = f"{_DEVICE}{device}"
+            return {then.get(owner, 0) for then in (now, previous)}
+
+        self._store.settle(needed)
+
 
 _DEVICE = "device-"
 

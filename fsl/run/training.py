@@ -27,7 +27,14 @@ from fsl.privacy.leak_probe import leaks
 from fsl.round.coded_cuts import with_codecs
 from fsl.round.evaluation import evaluate
 from fsl.round.workload import Worker, Workload, with_frozen, with_weights
-from fsl.run.checkpoint import STRATEGY, Checkpoint, CheckpointWriter, load_checkpoint, refuse_other_settings
+from fsl.run.checkpoint import (
+    STRATEGY,
+    Checkpoint,
+    CheckpointWriter,
+    load_checkpoint,
+    refuse_other_settings,
+    versions_before,
+)
 from fsl.run.codec_check import check_codecs
 from fsl.run.ignored import refuse_ragged
 from fsl.run.kept_fronts import KeptFronts
@@ -433,8 +440,7 @@ class Simulation:
             written.append(path)
         sync(written)
         # A finished run's folder holds no rows of the data; what takes their place is on the disk by now.
-        self.worker.store.settle({int(path.stem): kept[int(path.stem)] for path in written})
-        self.worker.store.sync()
+        self.kept_fronts.finished(self.strategy.state(), versions_before(self.folder.checkpoint))
 
 
 _PICTURED = 100  # devices

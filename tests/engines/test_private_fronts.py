@@ -129,6 +129,19 @@ def test_only_a_run_that_was_killed_leaves_rows_of_the_training_data(rounds, tmp
     assert all(torch.equal(result.front(1)[name], tensor) for name, tensor in kept.items())
 
 
+@pytest.mark.parametrize("rounds", [3, 5])
+def test_a_finished_run_goes_on_from_the_checkpoint_before_where_the_last_is_damaged(rounds, tmp_path):
+    options = OPTIONS | {"devices_per_round": 4}
+    by("stacked", PSL(), deep(), out=tmp_path / "whole", **options | {"rounds": rounds + 1})
+    by("stacked", PSL(), deep(), out=tmp_path / "damaged", **options | {"rounds": rounds})
+    (tmp_path / "damaged" / "checkpoint" / "state.json").write_text("{")
+    by("stacked", PSL(), deep(), out=tmp_path / "damaged", resume=True, **options | {"rounds": rounds + 1})
+    whole, resumed = fronts(tmp_path / "whole"), fronts(tmp_path / "damaged")
+    for device, front in whole.items():
+        for name, tensor in front.items():
+            torch.testing.assert_close(resumed[device][name], tensor, rtol=1e-5, atol=1e-6)
+
+
 def test_a_disk_that_is_full_is_no_reason_to_train_the_round_again(monkeypatch, caplog):
     def full(self, *given):
         raise OSError(errno.ENOSPC, "No space left on device")
