@@ -43,7 +43,7 @@ def _png(pixels: np.ndarray, dpi: int) -> bytes:
     chunks = (
         (b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)),  # 8 bits; RGB
         (b"pHYs", struct.pack(">2IB", metre, metre, 1)),
-        (b"IDAT", zlib.compress(lines, level=1)),
+        (b"IDAT", zlib.compress(lines.data, level=1)),
         (b"IEND", b""),
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(
