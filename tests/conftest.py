@@ -1,9 +1,7 @@
-import contextlib
 import copy
 import fcntl
 import functools
 import gc
-import importlib
 import logging
 import os
 import re
@@ -85,19 +83,6 @@ def pytest_xdist_make_scheduler(config, log):
             return "federations" if Path(file).name in FEDERATIONS else file
 
     return Scheduling(config, log)
-
-
-def pytest_collectstart(collector):
-    """Where all tests are collected, a worker imports its share of the files first, and finds the others compiled.
-
-    pytest compiles each with assertions of its own, nine seconds for all of them, and otherwise each worker each file.
-    """
-    whole = isinstance(collector, pytest.Session) and collector.config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    if whole and "PYTEST_XDIST_WORKER" in os.environ:
-        number, count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        for path in sorted((ROOT / "tests").rglob("test_*.py"))[number::count]:
-            with contextlib.suppress(Exception, pytest.skip.Exception):  # pytest says it as it collects the file
-                importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(items):

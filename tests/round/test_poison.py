@@ -62,7 +62,7 @@ def of_the_others():
 
 # One strategy meets every value at both places, and every strategy one value; over the wire those whose edges differ.
 DESTROYS = products(NAMED, {f"{v:g}-{w}": (v, w == "wired") for v, w in WHERE})
-TRIED = [name for name in DESTROYS if name.endswith("nan-simulated") or (name[:1] in "05" and name.endswith("1e+15-wired")) or name[:1] == "0"]
+TRIED = [n for n in DESTROYS if n[0] == "0" or n.endswith("nan-simulated") or (n[0] == "5" and n.endswith("15-wired"))]
 
 
 @pytest.mark.parametrize(("strategy", "case"), each_time(DESTROYS, TRIED))

@@ -31,8 +31,8 @@ from fsl.messages.round_plan import CohortTask, DeviceTask, joined
 from fsl.messages.steps import UploadPacket
 from fsl.mobility import Move, RandomMobility, Stay
 from fsl.round.handover import Passport, pack, unpack
-from tests.helpers.lowlevel import a_plan, a_worker
 from tests.helpers.each_time import each_time
+from tests.helpers.lowlevel import a_plan, a_worker
 from tests.helpers.moving import (
     ALL,
     CODECS,

@@ -12,8 +12,8 @@ from fsl.wire.edge.edge_round import EdgeRound
 from fsl.wire.edge.other_edges import OtherEdges
 from fsl.wire.edge.refusal import Refusal
 from fsl.wire.options import Limits, Patience
-from tests.helpers.lowlevel import HONEST, Edge, Stranger, a_plan
 from tests.helpers.each_time import by_type, each_time, products
+from tests.helpers.lowlevel import HONEST, Edge, Stranger, a_plan
 from tests.helpers.runs import ADAM, run
 from tests.helpers.small import small_model
 from tests.helpers.wired import Wired

@@ -159,7 +159,7 @@ def test_gradients_of_a_step_over_several_batches_go_along(at, tmp_path, monkeyp
     assert found.metrics[0]["lost"] == {}
 
 
-@pytest.mark.parametrize("at", PLACES[4:8], ids=lambda at: f"{at.does}-{at.step}")
+@pytest.mark.parametrize("at", each_time(dict([*AT.items()][4:8]), ["says-2", "hears-3"]))
 def test_where_the_source_is_dead_the_round_begins_again(at, tmp_path, monkeypatch):
     Cut(monkeypatch, through=False)
     out_of_reach(monkeypatch, at)
@@ -448,7 +448,11 @@ def too_many_steps(said, tensors):
     said["step"] = 5
 
 
-@pytest.mark.parametrize("spoil", [other_shape, other_dtype, of_another_model, not_finite, too_many_steps])
+# Another model's session is refused in tests/strategies/test_fedfly.py, too.
+@pytest.mark.parametrize(
+    "spoil",
+    [other_shape, other_dtype, not_finite, too_many_steps, pytest.param(of_another_model, marks=pytest.mark.shows)],
+)
 def test_a_session_that_no_edge_makes_is_refused_and_its_device_stays(spoil, tmp_path, monkeypatch, caplog):
     call, refused = PeerLines.call, []
 
