@@ -235,7 +235,15 @@ def test_privacy_by_sample_costs_what_it_costs_without_a_codec_or_is_refused(nam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, row in ALL.items() if row.refused is not None])
+@pytest.mark.parametrize(
+    "name",
+    each_time(
+        {name: name for name, row in ALL.items() if row.refused is not None},
+        # What is refused, and of what goes through one of each kind; chains are of these.
+        [name for name, row in ALL.items() if row.refused_cut]
+        + ["int8", "c3", "fedlite", "entropic", "topk with feedback"],
+    ),
+)
 def test_noise_at_the_cut_alone_goes_through_or_is_refused(name):
     """What an edge decodes of noised values is as private as these; rows may be encoded together."""
     row = ALL[name]
