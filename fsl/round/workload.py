@@ -21,7 +21,7 @@ from fsl.segments.calling import call
 from fsl.segments.learner import SegmentRuntime, runtimes_of
 from fsl.segments.modes import needs_two_rows, start_training
 from fsl.segments.states import Layout
-from fsl.segments.tensor_places import tables
+from fsl.segments.tensor_places import empty_ones, tables
 from fsl.segments.tensor_trees import Values, passed, received, shared_of
 from fsl.split.cutting import SplitModel, passes_one, split
 from fsl.split.exported_cut import EXAMPLE_ROWS
@@ -183,7 +183,7 @@ def with_frozen(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 def copied(model: nn.Module) -> nn.Module:
     """Copy a model; SplitError, in one line, for one that cannot be copied."""
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, empty_ones(model))
     except Exception as error:
         line = said(error)
         raise SplitError(

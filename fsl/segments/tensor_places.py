@@ -1,6 +1,6 @@
 """Finds where modules hold tensors: in their tables, and in plain attributes, lists and dicts."""
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +12,7 @@ Slot = tuple[Any, Any]  # a dict or list, and the key or index in it
 
 _DEPTH = 4  # levels of nesting, of lists in dicts in attributes
 _CONTAINERS = (dict, list, set, deque)
+_HOOKS = (dict, OrderedDict)  # what torch keeps hooks in
 _TABLES = frozenset(("_parameters", "_buffers", "_modules"))
 
 
@@ -52,12 +53,21 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 
 def _has_the_same(container: Any, before: Any) -> bool:
-    if len(container) != len(before):
-        return False
+    if not container or len(container) != len(before):  # most are empty: a module has a dozen tables of hooks
+        return len(container) == len(before)
     pairs = zip(container.items(), before.items()) if isinstance(container, dict) else zip(container, before)
     if isinstance(container, dict):
         return all(one[0] is other[0] and one[1] is other[1] for one, other in pairs)
     return all(one is other for one, other in pairs)
+
+
+def empty_ones(model: nn.Module) -> dict[int, Any]:
+    """Returns, by id, an empty dict for each that a model's modules hold: a memo for `copy.deepcopy`.
+
+    A module has a dozen of them, for hooks, and most of a copy's time went into making them one by one.
+    """
+    held = (value for module in model.modules() for value in module.__dict__.values())
+    return {id(value): type(value)() for value in held if type(value) in _HOOKS and not value}
 
 
 def _refill(container: Any, before: Any) -> None:

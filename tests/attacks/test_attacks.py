@@ -54,7 +54,7 @@ def found(folder, name, *arguments):
 
 
 def test_a_decoder_reads_smashed_data_and_noise_hides_them(bare, noisy, pictures):
-    quick = "attack.inversion.steps=300"
+    quick = "attack.inversion.steps=150"
     open_, hidden = found(bare, "inversion", quick), found(noisy, "inversion", quick)
     assert open_["mse"] < 0.25 * open_["blind_mse"]
     assert open_["ssim"] > 0.8
@@ -75,7 +75,7 @@ def test_noise_that_hides_one_sight_of_a_row_does_not_hide_many(tmp_path):
 
 
 def test_labels_that_stay_are_not_told_and_can_be_guessed_all_the_same(tmp_path):
-    u_shaped = trained(tmp_path / "run", "model.cut=[pool1,fc2]", "strategy=splitfed_v3")
+    u_shaped = trained(tmp_path / "run", "model.cut=[pool1,fc2]", "strategy=splitfed_v3", FEW)
     figures = found(u_shaped, "labels")
     assert set(figures) == {"norm_auc", "direction_accuracy", "chance"}
     assert figures["chance"] < 0.2
@@ -83,7 +83,7 @@ def test_labels_that_stay_are_not_told_and_can_be_guessed_all_the_same(tmp_path)
 
 
 def test_an_attack_that_knows_no_tail_refuses_one(tmp_path, capsys):
-    u_shaped = trained(tmp_path / "run", "model.cut=[pool1,fc2]", "rounds=1", "evaluate_every=1")
+    u_shaped = trained(tmp_path / "run", "model.cut=[pool1,fc2]", "rounds=1", FEW)
     assert attack([str(u_shaped), "attack=unsplit"]) == 2
     assert "not built for runs with a tail; use labels, inversion or membership" in capsys.readouterr().err
 
@@ -100,7 +100,7 @@ def test_an_adversary_has_the_fronts_of_the_rounds_that_its_victim_trained_in(st
 
 
 def test_an_adversary_sees_what_the_codec_leaves_of_smashed_data(tmp_path):
-    target = read_target(trained(tmp_path / "run", "codec=int8", "rounds=1"), 0)
+    target = read_target(trained(tmp_path / "run", "codec=int8", "rounds=1", FEW), 0)
     inputs, _ = target.victims(8)
     seen = target.smashed(inputs, 0)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_the_unsplit_model_can_be_attacked_for_members_alone(tmp_path, capfd):
 @pytest.mark.parametrize("strategy", ["splitfed_v3", pytest.param("sglr", marks=pytest.mark.shows)])
 def test_private_fronts_are_attacked_device_by_device(strategy, tmp_path):
     folder = trained(tmp_path / "run", f"strategy={strategy}", "rounds=2")
-    figures = found(folder, "inversion", "victim=1", "attack.inversion.steps=200")
+    figures = found(folder, "inversion", "victim=1", "attack.inversion.steps=100")
     assert figures["mse"] < figures["blind_mse"]
 
 
@@ -329,7 +329,7 @@ def test_pixels_go_from_the_least_to_the_greatest_value_of_each_channel():
 def test_evaluations_measure_what_smashed_data_tell_of_inputs(strategy, tmp_path):
     rows = {}
     for name, arguments in (("bare", []), ("noisy", ["privacy=cut", "privacy.cut.noise_multiplier=2"])):
-        folder = trained(tmp_path / name, "evaluate_leakage=200", f"strategy={strategy}", *arguments)
+        folder = trained(tmp_path / name, "evaluate_leakage=200", f"strategy={strategy}", FEW, *arguments)
         rows[name] = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     assert rows["bare"]["distance_correlation"] > 0.7
     assert rows["noisy"]["distance_correlation"] < 0.6

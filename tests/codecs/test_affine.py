@@ -60,11 +60,11 @@ def test_the_bound_of_the_error_is_reached(bits, per):
 @bits
 @pers
 @roundings
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_every_shape_comes_back(bits, per, stochastic, shape, dtype):
-    decoded = through(KINDS[bits](per, stochastic), normal(*shape, dtype=dtype))
-    assert (decoded.shape, decoded.dtype) == (shape, dtype)
+def test_every_shape_comes_back(bits, per, stochastic):
+    for shape in SHAPES:
+        for dtype in (torch.float32, torch.float64, torch.float16):
+            decoded = through(KINDS[bits](per, stochastic), normal(*shape, dtype=dtype))
+            assert (decoded.shape, decoded.dtype) == (shape, dtype)
 
 
 @bits

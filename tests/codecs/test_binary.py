@@ -26,10 +26,10 @@ def through(codec, values):
 
 @scales
 @dtypes
-@pytest.mark.parametrize("shape", [(3, 5), (1, 1), (4, 7, 3), (2, 3, 5, 5), (0, 6), (3, 0), (5,), (0,)], ids=str)
-def test_every_shape_and_dtype_comes_back(scale, dtype, shape):
-    decoded = through(Binary(scale), normal(*shape, dtype=dtype))
-    assert (decoded.shape, decoded.dtype) == (shape, dtype)
+def test_every_shape_and_dtype_comes_back(scale, dtype):
+    for shape in ((3, 5), (1, 1), (4, 7, 3), (2, 3, 5, 5), (0, 6), (3, 0), (5,), (0,)):
+        decoded = through(Binary(scale), normal(*shape, dtype=dtype))
+        assert (decoded.shape, decoded.dtype) == (shape, dtype)
 
 
 @dtypes
@@ -41,10 +41,10 @@ def test_values_become_their_signs(dtype):
 
 
 @dtypes
-@pytest.mark.parametrize("size", range(1, 20))
-def test_signs_come_back_to_the_bit(dtype, size):
-    values = normal(5, size).sign().to(dtype)
-    assert torch.equal(through(Binary(), values), values)
+def test_signs_come_back_to_the_bit(dtype):
+    for size in range(1, 20):
+        values = normal(5, size).sign().to(dtype)
+        assert torch.equal(through(Binary(), values), values)
 
 
 @scales

@@ -23,7 +23,7 @@ from fsl.mobility import RandomMobility
 from fsl.privacy import DPSGD, Privacy
 from fsl.privacy.settings import CutNoise, RandomizedLabels
 from fsl.seeds import Stream
-from tests.helpers.each_time import each_time
+from tests.helpers.each_time import each_time, products
 from tests.helpers.moving import COUNTED, MOVED, assert_as_without, wired
 from tests.helpers.runs import assert_same_bits, assert_same_run
 from tests.helpers.small import small_model, small_task
@@ -110,9 +110,12 @@ PRIVACY = {  # Poisson batches are of any size; only the other privacy bounds wh
     "V1": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0)),
     "SGLR": Privacy(dp_sgd=DPSGD(noise_multiplier=1.0, sampling="shuffle"), **NOISY),
 }
-rows = pytest.mark.parametrize("name", [name for name in TABLE if name != "identity"])
-private = pytest.mark.parametrize("name", ALL)
-strategies = pytest.mark.parametrize("strategy", STRATEGIES)
+# What a codec does to rows is asked before a strategy is: a refusal is each time of one.
+PRIVATE = products({name: name for name in ALL}, {name: name for name in STRATEGIES})
+private = pytest.mark.parametrize(
+    ("name", "strategy"),
+    each_time(PRIVATE, [key for key, (name, way) in PRIVATE.items() if way == "V1" or ALL[name].refused is None]),
+)
 
 
 def run(name, strategy, **options):
@@ -160,21 +163,22 @@ def targets(row):
     return {one.target for spec in specs for one in (spec, *named_in(spec.kwargs))}
 
 
+# What has neither a state nor draws of its own is as `int8` where a session stops or moves; and of chains one has both.
+AS_INT8 = {"float16", "bfloat16", "int2", "binary", "zstd", "rans", "error_bounded"}
+AS_INT8 |= {name for name in TABLE if name.startswith("chain") and "bottleneck" not in name}
+REMEMBERED = {name: name for name in TABLE if name != "identity"}
+remembered = pytest.mark.parametrize("name", each_time(REMEMBERED, REMEMBERED.keys() - AS_INT8))
+
+
+# The others go over gRPC with moves, below.
 @pytest.mark.slow
-@rows
+@pytest.mark.parametrize("name", each_time(REMEMBERED, {*AS_INT8, "entropic"}))
 def test_a_run_over_grpc_is_the_run_in_one_process(name, tmp_path):
     simulated, real = plain(name, "SGLR"), run(name, "SGLR", backend=Wired(folder=tmp_path, device_nodes=1))
     for segment in simulated.states:
         assert_same_bits(simulated.states[segment], real.states[segment])
     for column in ("up_bytes", "down_bytes", "train_loss", "loss", "accuracy"):
         assert [row[column] for row in simulated.metrics] == [row[column] for row in real.metrics], column
-
-
-# What has neither a state nor draws of its own is as `int8` where a session stops or moves; and of chains one has both.
-AS_INT8 = {"float16", "bfloat16", "int2", "binary", "zstd", "rans", "error_bounded"}
-AS_INT8 |= {name for name in TABLE if name.startswith("chain") and "bottleneck" not in name}
-REMEMBERED = {name: name for name in TABLE if name != "identity"}
-remembered = pytest.mark.parametrize("name", each_time(REMEMBERED, REMEMBERED.keys() - AS_INT8))
 
 
 @pytest.mark.slow
@@ -218,7 +222,6 @@ def wanted(strategy):
 
 
 @pytest.mark.slow
-@strategies
 @private
 def test_privacy_by_sample_costs_what_it_costs_without_a_codec_or_is_refused(name, strategy):
     row = ALL[name]
@@ -232,7 +235,15 @@ def test_privacy_by_sample_costs_what_it_costs_without_a_codec_or_is_refused(nam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, row in ALL.items() if row.refused is not None])
+@pytest.mark.parametrize(
+    "name",
+    each_time(
+        {name: name for name, row in ALL.items() if row.refused is not None},
+        # What is refused, and of what goes through one of each kind; chains are of these.
+        [name for name, row in ALL.items() if row.refused_cut]
+        + ["int8", "c3", "fedlite", "entropic", "topk with feedback"],
+    ),
+)
 def test_noise_at_the_cut_alone_goes_through_or_is_refused(name):
     """What an edge decodes of noised values is as private as these; rows may be encoded together."""
     row = ALL[name]

@@ -45,13 +45,13 @@ def skewed(count=20_000):
 
 @codecs
 @pytest.mark.parametrize("dtype", _DTYPES)
-@pytest.mark.parametrize("shape", [(40, 30), (7, 3, 5, 5), (1, 1), (0, 3), (3, 0), (), (2000,)])
-def test_every_bit_comes_back_over_the_wire(codec, dtype, shape):
-    values = (normal(*shape) > 1) if dtype is torch.bool else (normal(*shape) * 3).relu().to(dtype)
-    payload = codec.encode(values)
-    message, data = read_frame(upload_frame(0, 1, 0, payload, None), pb.ToEdge)
-    decoded = codec.decode(read_upload(message.upload, data)[0])
-    assert (decoded.dtype, decoded.shape, bits(decoded)) == (values.dtype, values.shape, bits(values))
+def test_every_bit_comes_back_over_the_wire(codec, dtype):
+    for shape in ((40, 30), (7, 3, 5, 5), (1, 1), (0, 3), (3, 0), (), (2000,)):
+        values = (normal(*shape) > 1) if dtype is torch.bool else (normal(*shape) * 3).relu().to(dtype)
+        payload = codec.encode(values)
+        message, data = read_frame(upload_frame(0, 1, 0, payload, None), pb.ToEdge)
+        decoded = codec.decode(read_upload(message.upload, data)[0])
+        assert (decoded.dtype, decoded.shape, bits(decoded)) == (values.dtype, values.shape, bits(values))
 
 
 @codecs

@@ -53,15 +53,15 @@ def test_places_take_a_mask_or_their_bits_whichever_is_smaller(k, row, places):
 
 @kinds
 @pytest.mark.parametrize("k", [1, 3, 0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("shape", [(1, 7), (6, 33), (4, 3, 5, 5), (0, 12), (3, 257)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_what_is_sent_comes_back_in_its_place(kind, k, shape, dtype):
-    values = normal(*shape).to(dtype)
-    decoded = kind(k).decode(kind(k).encode(values))
-    kept = round(k * values[0:1].numel()) if isinstance(k, float) else k
-    assert (decoded.shape, decoded.dtype) == (values.shape, dtype)
-    assert ((decoded == values) | (decoded == 0)).all()
-    assert ((decoded != 0).flatten(1).sum(1) == max(1, kept)).all()
+def test_what_is_sent_comes_back_in_its_place(kind, k):
+    for shape in ((1, 7), (6, 33), (4, 3, 5, 5), (0, 12), (3, 257)):
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            values = normal(*shape).to(dtype)
+            decoded = kind(k).decode(kind(k).encode(values))
+            kept = round(k * values[0:1].numel()) if isinstance(k, float) else k
+            assert (decoded.shape, decoded.dtype) == (values.shape, dtype)
+            assert ((decoded == values) | (decoded == 0)).all()
+            assert ((decoded != 0).flatten(1).sum(1) == max(1, kept)).all()
 
 
 def test_the_error_is_at_most_what_the_docstring_says():

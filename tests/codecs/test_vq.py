@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -275,6 +274,8 @@ def test_a_chain_sends_its_indices():
 
 
 def digits():
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     order = torch.randperm(len(labels), generator=draws(3))
     return torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)[order], torch.tensor(labels)[order]

@@ -257,7 +257,12 @@ def flops_of_a_step(model, cut, data, loss):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
-    [VGG5((3, 16, 16), 3, dropout=0.5), LeNet((3, 16, 16), 3), ResNet8((3, 16, 16), 3), Skipping()],
+    [
+        VGG5((3, 16, 16), 3, dropout=0.5),
+        LeNet((3, 16, 16), 3),
+        pytest.param(ResNet8((3, 16, 16), 3), marks=pytest.mark.shows),  # thirty cuts; `Skipping` skips, too
+        Skipping(),
+    ],
     ids=lambda model: type(model).__name__,
 )
 def test_stages_of_any_model_add_up_to_a_step_at_any_cut(model):

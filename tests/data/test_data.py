@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -271,6 +270,8 @@ def test_augmentation_of_what_is_no_image_is_refused():
 def test_digits_are_split_alike_in_every_class():
     data = digits()
     counts = [torch.bincount(examples.targets, minlength=10) for examples in (data.train, data.test)]
+    from sklearn.datasets import load_digits
+
     everything = torch.bincount(torch.as_tensor(load_digits().target))
     assert torch.equal(counts[0] + counts[1], everything)
     assert torch.equal(counts[1], (everything * 0.2).long())

@@ -7,7 +7,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Message, MessageType, RecordDict
-from flwr.superlink.grid import HttpGrid, InMemoryGrid
 from fsl.simulations.flower_cloud import open_lines
 from fsl.strategies import SGLR, SplitFedV1
 
@@ -202,6 +201,8 @@ def test_the_cloud_waits_no_longer_than_the_deadline_and_drops_a_late_answer(gri
 
 
 def test_flowers_simulation_engine_opens_no_port():
+    from flwr.superlink.grid import HttpGrid, InMemoryGrid
+
     simulated = InMemoryGrid.__new__(InMemoryGrid)
     terms = Terms(line_listen=f"127.0.0.1:{free_ports(1)[0]}")
     assert open_lines(terms, simulated) is None

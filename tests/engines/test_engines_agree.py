@@ -14,6 +14,7 @@ from fsl.models import MLP
 from fsl.privacy import DPSGD, Privacy
 from fsl.round.front_device import Device
 from fsl.settings.optimizer_settings import Optimizer
+from tests.helpers.each_time import by_type, each_time
 from tests.helpers.engine_runs import assert_near, by, in_float64
 from tests.helpers.runs import ADAM, KEPT, MOMENTUM, SGD, assert_same_run
 from tests.helpers.small import frozen_model, small_model, small_task
@@ -259,7 +260,7 @@ def test_a_users_exception_names_its_device_and_step(engine):
     assert str(other.value).partition(", round")[2] == str(loop.value).partition(", round")[2]
 
 
-@pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("strategy", each_time(by_type([SplitFedV1(), PSL()]), ["PSL"]))
 def test_auto_measures_and_then_keeps_the_fastest(strategy, caplog):
     options = {
         "cut": "stage1",

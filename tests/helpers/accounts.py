@@ -9,6 +9,7 @@ Tight Differential Privacy Guarantees Using FFT").
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy.stats import norm
@@ -21,6 +22,11 @@ Release = tuple[float, float, int]  # noise multiplier, sample rate, how often
 
 def rdp_epsilon(releases: Sequence[Release], delta: float) -> float:
     """The least epsilon over `ORDERS`."""
+    return _least(tuple(releases), delta)
+
+
+@cache
+def _least(releases: tuple[Release, ...], delta: float) -> float:
     return min(_epsilon_at(order, sum(n * _rdp(order, s, q) for s, q, n in releases), delta) for order in ORDERS)
 
 

@@ -1,5 +1,8 @@
 """Short runs on a small task, and what two of them have in common where they are equal to the bit."""
 
+import inspect
+import pickle
+
 import pytest
 import torch
 from fsl.strategies import PSL, SGLR, CycleSL, DecoupledSL, FedAvg, SplitFedV1, SplitFedV2, SplitFedV3, VanillaSL
@@ -35,6 +38,22 @@ def run(strategy, model=None, *, data=None, devices=3, rounds=2, **options):
     return fsl.simulate(
         model or small_model(), data or small_task(), strategy=strategy, devices=devices, rounds=rounds, **options
     )
+
+
+_RUNS: dict[bytes, object] = {}  # by what they were asked with
+
+
+def run_once(strategy, **options):
+    """As `run`, and the same run for all tests of a process that ask for it alike: what others are held against.
+
+    Not for a test that changes the code under it, or the run that it gets.
+    """
+    kind = type(strategy)
+    chosen = {name: getattr(strategy, name) for name in inspect.signature(kind).parameters}  # a run leaves more in it
+    asked = pickle.dumps((kind, chosen, options))
+    if asked not in _RUNS:
+        _RUNS[asked] = run(strategy, **options)
+    return _RUNS[asked]
 
 
 def assert_same_bits(one, other):

@@ -226,7 +226,7 @@ def test_a_bound_follows_from_gradients_and_momentum_of_the_step_before():
 def run(memory, strategy="splitfed_v1", **options):
     torch.manual_seed(0)
     data = fsl_data.digits()
-    given = {"devices": 2, "rounds": 2, "samples_per_device": 48, "evaluate_every": 0, "progress": False, "seed": 1}
+    given = {"devices": 2, "rounds": 2, "samples_per_device": 32, "evaluate_every": 0, "progress": False, "seed": 1}
     given |= options
     return fsl.simulate(ResNet8(data.input_shape, 10), data, strategy=strategy, memory=memory, **given)
 

@@ -192,33 +192,33 @@ CONVOLUTIONS = [
 
 @ways
 @pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
-@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (3, 5), (33, 40), (64, 32), (65, 70), (130, 3)])
-@pytest.mark.parametrize("kernel", [3, (2, 1), 1])
-def test_a_packed_convolution_equals_the_float_one_to_the_bit(compiled, options, inputs, outputs, kernel):
-    torch.manual_seed(0)
-    layer = BinaryConv2d(inputs, outputs, kernel, **options).eval()
-    values = random_signs(2, inputs, 7, 6)
-    with torch.no_grad():
-        expected = layer(values)
-        plain = F.conv2d(
-            F.pad(values, layer.pads, value=1.0), signs(layer.weight), None, layer.stride, 0, layer.dilation
-        )
-        assert torch.equal(plain + layer.bias[:, None, None], expected)
-        assert torch.equal(pack_binary(layer, compiled)(values), expected)
+def test_a_packed_convolution_equals_the_float_one_to_the_bit(compiled, options):
+    for inputs, outputs in ((1, 1), (3, 5), (33, 40), (64, 32), (65, 70), (130, 3)):
+        for kernel in (3, (2, 1), 1):
+            torch.manual_seed(0)
+            layer = BinaryConv2d(inputs, outputs, kernel, **options).eval()
+            values = random_signs(2, inputs, 7, 6)
+            with torch.no_grad():
+                expected = layer(values)
+                plain = F.conv2d(
+                    F.pad(values, layer.pads, value=1.0), signs(layer.weight), None, layer.stride, 0, layer.dilation
+                )
+                assert torch.equal(plain + layer.bias[:, None, None], expected)
+                assert torch.equal(pack_binary(layer, compiled)(values), expected)
 
 
 @ways
 @pytest.mark.parametrize("inputs", [1, 63, 64, 65, 200])
-@pytest.mark.parametrize("shape", [(0,), (1,), (5,), (2, 3)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_packed_linear_layer_equals_the_float_one_to_the_bit(compiled, inputs, shape, dtype):
-    torch.manual_seed(0)
-    layer = BinaryLinear(inputs, 37, dtype=dtype)
-    values = random_signs(*shape, inputs).to(dtype)
-    with torch.no_grad():
-        found = pack_binary(layer, compiled)(values)
-        assert found.dtype is dtype
-        assert torch.equal(found, layer(values))
+def test_a_packed_linear_layer_equals_the_float_one_to_the_bit(compiled, inputs):
+    for shape in ((0,), (1,), (5,), (2, 3)):
+        for dtype in (torch.float32, torch.float64):
+            torch.manual_seed(0)
+            layer = BinaryLinear(inputs, 37, dtype=dtype)
+            values = random_signs(*shape, inputs).to(dtype)
+            with torch.no_grad():
+                found = pack_binary(layer, compiled)(values)
+                assert found.dtype is dtype
+                assert torch.equal(found, layer(values))
 
 
 @ways

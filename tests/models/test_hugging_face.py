@@ -51,7 +51,8 @@ def test_bert_can_be_cut_after_any_block(tiny, task):
     assert {"bert.encoder.layer.0", "bert.encoder.layer.1"} <= set(fsl.possible_cuts(tiny, task.blank(3)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# DistilBERT is cut in tests/models/test_low_rank.py, too; RoBERTa counts places by what is no padding.
+@pytest.mark.parametrize("family", ["roberta", pytest.param("distilbert", marks=pytest.mark.shows)])
 def test_a_family_cut_behind_its_middle_block_is_the_whole_model(family):
     model = huggingface(config={"model_type": family, "vocab_size": 20, **FAMILIES[family]}, classes=3).eval()
     pad = model.config.pad_token_id

@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,8 +15,7 @@ from fsl.models.lora import has_adapters, save_adapter
 from tests.helpers.causal import decoder
 from tests.helpers.runs import assert_same_bits
 
-peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed")]
 IDS = torch.arange(12).view(2, 6).repeat(1, 4)
 
 
@@ -43,6 +43,8 @@ def test_a_copy_gets_adapters_and_begins_as_the_model_was():
 
 @pytest.mark.parametrize("train", [(), ["head"]], ids=["adapters", "and the head"])
 def test_peft_reads_what_is_saved(train, tmp_path):
+    import peft  # seconds, which not each worker needs
+
     model = adapted(train).eval()
     if train:
         model.head.weight.data.add_(1.0)
@@ -53,6 +55,8 @@ def test_peft_reads_what_is_saved(train, tmp_path):
 
 
 def test_a_model_that_peft_has_wrapped_is_saved_and_merged_alike(tmp_path):
+    import peft
+
     config = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["head"])
     model = peft.get_peft_model(decoder(), config).eval()
     model.base_model.model.head.modules_to_save.default.weight.data.add_(1.0)

@@ -25,6 +25,7 @@ from fsl.privacy.settings import SegmentPrivacy
 from fsl.seeds import Stream
 from fsl.settings.optimizer_settings import Optimizer
 from fsl.trainers import Replicated
+from tests.helpers.each_time import each_time
 from tests.helpers.runs import ADAM, MOMENTUM, SGD, assert_same_bits, assert_same_run, run
 from tests.helpers.small import small_model, small_task
 
@@ -73,7 +74,9 @@ def images(shape, samples, classes=4):
         (SplitFedV2, "separate", lambda: LeNet((1, 12, 12), 4, norm="group"), (1, 12, 12)),
         (PSL, "separate", lambda: LeNet((1, 12, 12), 4, norm="group"), (1, 12, 12)),
         (SplitFedV1, "joint", lambda: LeNet((1, 12, 12), 4, norm="group"), (1, 12, 12)),
-        (SplitFedV1, "joint", lambda: VGG5((3, 32, 32), 4, norm="group"), (3, 32, 32)),
+        pytest.param(  # of more layers of the same kinds
+            SplitFedV1, "joint", lambda: VGG5((3, 32, 32), 4, norm="group"), (3, 32, 32), marks=pytest.mark.shows
+        ),
     ],
     ids=["V1", "V2", "PSL", "V1-joint", "V1-joint-vgg5"],
 )
@@ -170,12 +173,12 @@ CASES = {
     "client-whole": (FedAvg, Privacy(client=ClientLevel(0.5))),
     "nopeek": (SplitFedV1, Privacy(nopeek=NoPeek(0.5))),
 }
-cases = pytest.mark.parametrize(("strategy", "privacy"), CASES.values(), ids=CASES.keys())
 
 
-@cases
+# What nodes draw, and what each keeps of a run: steps apart and together, labels, whole devices.
+@pytest.mark.parametrize(("strategy", "privacy"), each_time(CASES, ["poisson", "joint", "psl", "local", "client"]))
 def test_how_many_nodes_share_the_work_changes_nothing(strategy, privacy):
-    options = {"devices": 4, "edges": 2, "batch_size": 4, "privacy": privacy}
+    options = {"devices": 4, "edges": 2, "batch_size": 8, "privacy": privacy}
     assert_same_run(run(strategy(), **options), run(strategy(), nodes=3, **options))
 
 
@@ -186,12 +189,12 @@ def test_nodes_elsewhere_compute_the_same(elsewhere):
     assert_same_run(run(PSL(), **options), run(PSL(), nodes=2, backend=elsewhere, **options))
 
 
-@cases
+@pytest.mark.parametrize(("strategy", "privacy"), each_time(CASES, ["poisson", "joint", "v2", "local", "client-whole"]))
 def test_stopped_and_resumed_equals_never_stopped(strategy, privacy, tmp_path):
-    options = {"batch_size": 4, "privacy": privacy}
-    never = run(strategy(), rounds=3, out=tmp_path / "never", **options)
+    options = {"batch_size": 8, "privacy": privacy}
+    never = run(strategy(), rounds=2, out=tmp_path / "never", **options)
     run(strategy(), rounds=1, out=tmp_path / "stopped", **options)
-    assert_same_run(never, run(strategy(), rounds=3, out=tmp_path / "stopped", resume=True, **options))
+    assert_same_run(never, run(strategy(), rounds=2, out=tmp_path / "stopped", resume=True, **options))
     assert (tmp_path / "never" / "privacy.json").read_text() == (tmp_path / "stopped" / "privacy.json").read_text()
 
 
@@ -229,9 +232,7 @@ def test_rows_that_come_first_after_each_of_two_restarts_are_paid_each_time():
 BOTH = Privacy(cut=CutNoise(0.5), dp_sgd=DP.dp_sgd)
 
 
-@pytest.mark.parametrize(
-    ("strategy", "privacy"), [(s, p) for s in (SplitFedV1, SplitFedV2, PSL) for p in (DP, BOTH)] + [(FedAvg, DP)]
-)
+@pytest.mark.parametrize(("strategy", "privacy"), [(SplitFedV1, DP), (SplitFedV2, BOTH), (PSL, BOTH), (FedAvg, DP)])
 def test_an_empty_draw_is_a_step_like_any_other(strategy, privacy):
     # Of 32 samples at rate 1/32 a third of the batches are empty.
     found = run(strategy(), batch_size=1, rounds=1, privacy=privacy)

@@ -31,6 +31,7 @@ from fsl.messages.round_plan import CohortTask, DeviceTask, joined
 from fsl.messages.steps import UploadPacket
 from fsl.mobility import Move, RandomMobility, Stay
 from fsl.round.handover import Passport, pack, unpack
+from tests.helpers.each_time import each_time
 from tests.helpers.lowlevel import a_plan, a_worker
 from tests.helpers.moving import (
     ALL,
@@ -44,7 +45,7 @@ from tests.helpers.moving import (
     moves,
     plan_of,
 )
-from tests.helpers.runs import ADAM, KEPT, models_and_optimizers, run
+from tests.helpers.runs import ADAM, KEPT, models_and_optimizers, run, run_once
 from tests.helpers.small import small_model
 
 # Equivalence 7: a run with moves is the run without.
@@ -65,16 +66,16 @@ def test_whatever_the_model_and_the_optimizer(norm, dropout, optimizer):
 def equals_one_without(mobility, model, optimizer):
     options = OPTIONS | {"model": model, "optimizer": optimizer, "edges": 3}
     moved = run(FedFly(), mobility=mobility, **options)
-    assert_as_without(run(SplitFedV1(), **options), moved)
+    assert_as_without(run_once(SplitFedV1(), **options), moved)
     assert sum(row["moves"] for row in moved.metrics) >= 2
     assert all(row["migration_bytes"] > 0 for row in moved.metrics if row["moves"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", each_time({c: c for c in CODECS}, ["fsl.codecs.BFloat16", "fsl.codecs.Int8"]))
 def test_whatever_the_codec(codec):
     options = OPTIONS | {"up": codec, "down": codec, "optimizer": ADAM, "edges": 3}
-    assert_as_without(run(SplitFedV1(), **options), run(FedFly(), mobility=TWO, **options))
+    assert_as_without(run_once(SplitFedV1(), **options), run(FedFly(), mobility=TWO, **options))
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_other_algorithms_with_a_back_per_device_move_alike(strategy):
 def test_who_begins_again_ends_the_same_and_has_done_more(mobility):
     options = OPTIONS | {"model": small_model("batch", 0.3), "optimizer": KEPT}
     again = run(FedFly("restart"), mobility=mobility, **options)
-    assert_as_without(run(SplitFedV1(), **options), again, MOVED | COUNTED | {"up_bytes", "down_bytes"})
+    assert_as_without(run_once(SplitFedV1(), **options), again, MOVED | COUNTED | {"up_bytes", "down_bytes"})
 
 
 @pytest.mark.slow
@@ -97,7 +98,7 @@ def test_who_begins_again_ends_the_same_and_has_done_more(mobility):
 def test_uploads_are_counted(fraction, done):
     options = {"devices": 2, "edges": 2, "batch_size": 3, "rounds": 1}  # sixteen uploads a device
     mobility = plan_of((0, 1, fraction, 1))
-    (still,) = run(SplitFedV1(), **options).metrics
+    (still,) = run_once(SplitFedV1(), **options).metrics
     (moved,) = run(FedFly(), mobility=mobility, **options).metrics
     (again,) = run(FedFly("restart"), mobility=mobility, **options).metrics
     assert (moved["uploads"], moved["wasted_steps"], moved["up_bytes"]) == (32, 0, still["up_bytes"])
@@ -133,7 +134,7 @@ def test_who_is_dropped_is_not_counted(monkeypatch):
 def test_optimizer_states_that_are_kept_return_home():
     options = OPTIONS | {"optimizer": KEPT, "rounds": 4}
     mobility = plan_of((0, 1, 0.5, 1), (0, 3, 0.5, 1))
-    assert_as_without(run(SplitFedV1(), **options), run(FedFly(), mobility=mobility, **options))
+    assert_as_without(run_once(SplitFedV1(), **options), run(FedFly(), mobility=mobility, **options))
 
 
 # Where a back is shared, the device joins the other cohort.
@@ -261,10 +262,10 @@ def test_beginning_again_costs_one_round_and_the_fraction(fraction):
     slow = DeviceProfile("slow", 1e6)
     profiles = {"device_profile": slow, "edge_profile": MACHINE, "link_profile": FREE, "backhaul_profile": FREE}
     options = {"devices": 1, "edges": 1, "rounds": 1, "batch_size": 9} | profiles  # eleven uploads
-    (still,) = run(SplitFedV1(), **options).metrics
+    (still,) = run_once(SplitFedV1(), **options).metrics
     options |= {"devices": 2, "edges": 2, "batch_size": 4}  # twelve each
     mobility = plan_of((0, 1, fraction, 1))
-    (still,) = run(SplitFedV1(), **options).metrics
+    (still,) = run_once(SplitFedV1(), **options).metrics
     (moved,) = run(FedFly(), mobility=mobility, **options).metrics
     (again,) = run(FedFly("restart"), mobility=mobility, **options).metrics
     done = Move(0, fraction, 1).after(12) / 12

@@ -21,7 +21,7 @@ from tests.helpers.each_time import by_type, each_time
 from tests.helpers.flaky import At, Weather
 from tests.helpers.lost import somebody_lost
 from tests.helpers.lowlevel import VERSIONS
-from tests.helpers.runs import ADAM, assert_same_bits, assert_same_result, run
+from tests.helpers.runs import ADAM, assert_same_bits, assert_same_result, run, run_once
 from tests.helpers.small import small_model
 from tests.helpers.wired import Wired
 
@@ -64,7 +64,7 @@ def places(strategy):
 
 @on_every_answer
 def test_connections_that_break_anywhere_change_nothing(strategy, tmp_path, monkeypatch):
-    expected = run(strategy, model=small_model("batch", 0.3), **OPTIONS)
+    expected = run_once(strategy, model=small_model("batch", 0.3), **OPTIONS)
     weather = Weather(cuts=places(strategy)).over(monkeypatch)
     found = run(strategy, model=small_model("batch", 0.3), backend=wired(tmp_path), **OPTIONS)
     assert set(weather.met) == set(weather.cuts)
@@ -78,17 +78,17 @@ def test_a_connection_that_breaks_all_the_time_changes_nothing(strategy, tmp_pat
     cuts = [At(1, does, kind, step) for step in range(6) for does, kind in (("says", "upload"), ("hears", answers))]
     Weather(cuts=cuts).over(monkeypatch)
     found = run(strategy, rounds=1, backend=wired(tmp_path), **OPTIONS)
-    assert_same_result(run(strategy, rounds=1, **OPTIONS), found)
+    assert_same_result(run_once(strategy, rounds=1, **OPTIONS), found)
 
 
 # Devices are lost.
 
 
 def without(device, strategy, monkeypatch, **options):
-    """A simulation in which all other devices take part."""
+    """A simulation in which all other devices take part: one for all tests that are held against it."""
     with monkeypatch.context() as patch:
         patch.setattr(Algorithm, "select", lambda self, round: [d for d in range(OPTIONS["devices"]) if d != device])
-        return run(strategy, **OPTIONS | options)
+        return run_once(strategy, name=f"without {device}", **OPTIONS | options)
 
 
 def device_2_before(step, does, strategy, monkeypatch):
@@ -203,7 +203,7 @@ def test_sixty_devices_in_lockstep(tmp_path):
 
 @manners
 def test_devices_that_finish_early_hold_nobody(strategy, tmp_path):
-    options = OPTIONS | {"partition": Dirichlet(0.3), "batch_size": 4}
+    options = OPTIONS | {"partition": Dirichlet(0.3), "batch_size": 4, "rounds": 1}
     assert_same_result(run(strategy, **options), run(strategy, backend=wired(tmp_path), **options))
 
 
@@ -230,9 +230,7 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_an_edge_that_lies_loses_its_device_alone(lie, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Algorithm, "select", lambda self, round: [1, 2, 3])
-        expected = run(SplitFedV1(), rounds=1, **OPTIONS)
+    expected = without(0, SplitFedV1(), monkeypatch, rounds=1)
 
     def tamper(at, data):
         return LIES[lie](data) if at == At(0, "hears", "reply", 2) else data

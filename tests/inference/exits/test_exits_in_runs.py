@@ -36,6 +36,11 @@ class PooledAverage(PSL):
     fronts = "averaged"
 
 
+def adapted():
+    """It takes seconds to import what makes it, so only its test does."""
+    return fsl.lora(small_model(), targets=["head.1"])
+
+
 def tapped(**options):
     return with_exits(small_model(), HEADS, TASK.train.blank(3), **options)
 
@@ -233,12 +238,14 @@ class Twice(nn.Module):
         ({"exits": HEADS, "privacy": "dp_sgd"}, "with privacy"),
         ({"exits": HEADS, "up": fsl.codecs.Bottleneck(channels=2)}, "trained codec"),
         ({"exits": {"conv": "linear"}, "model": Twice(), "cut": "conv"}, "passes 'conv' 2 times|cannot be had"),
-        ({"exits": HEADS, "model": fsl.lora(small_model(), targets=["head.1"])}, "with lora"),
+        ({"exits": HEADS, "model": adapted}, "with lora"),
         ({"exits": HEADS, "objective": "bce"}, "exits of runs are of classes"),
     ],
 )
 def test_what_is_not_built_is_refused_before_anything_is_written(options, words, tmp_path):
     options = {"strategy": SplitFedV1()} | options
+    if callable(build := options.get("model")) and not isinstance(build, nn.Module):
+        options["model"] = build()
     with pytest.raises(ConfigError, match=words):
         run(**options, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -33,15 +33,15 @@ def by_hand(costs, name, state):
     return head + up + state.rtt_seconds + state.queue_seconds + tail + down
 
 
-@pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("mbit", [0.0, 0.01, 0.3, 2.0, 30.0, math.inf])
-def test_the_best_point_is_what_brute_force_finds(seed, mbit):
-    costs = random_costs(seed)
-    state = LinkState(mbit, 2 * mbit, rtt_seconds=0.01, queue_seconds=0.02 * (seed % 3), load=0.2 * (seed % 4))
-    least = min(by_hand(costs, name, state) for name in costs.names)
-    found = best_point(costs, state)
-    assert found.seconds == pytest.approx(least)
-    assert by_hand(costs, found.choice.point, state) == pytest.approx(least)
+def test_the_best_point_is_what_brute_force_finds(mbit):
+    for seed in range(20):
+        costs = random_costs(seed)
+        state = LinkState(mbit, 2 * mbit, rtt_seconds=0.01, queue_seconds=0.02 * (seed % 3), load=0.2 * (seed % 4))
+        least = min(by_hand(costs, name, state) for name in costs.names)
+        found = best_point(costs, state)
+        assert found.seconds == pytest.approx(least)
+        assert by_hand(costs, found.choice.point, state) == pytest.approx(least)
 
 
 @pytest.mark.parametrize("seed", range(5))
