@@ -26,7 +26,7 @@ import fsl
 from fsl.deployment.certs import CertificateFolder, identities, issue
 from fsl.files import write_bytes
 from fsl.run import plotting, preflight, prepared
-from tests.helpers.asked_once import measured_once, refused_once
+from tests.helpers.asked_once import known_helpers, measured_once, refused_once
 from tests.helpers.composed_once import ComposedOnce
 from tests.helpers.copied import Copied
 from tests.helpers.installed_wheel import InstalledWheel
@@ -153,6 +153,7 @@ def quick_runs():
         patch.setattr(version, "_get_version", functools.cache(version._get_version))
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
         patch.setattr(plotting, "save_figure", lambda figure, path: write_bytes(path, BLANK_PNG))
+        known_helpers(patch)
         patch.setattr(preflight, "refuse_unfaithful", refused_once(preflight.refuse_unfaithful))
         patch.setattr(prepared, "segment_costs", measured_once(prepared.segment_costs))
         patch.setattr(os, "fsync", lambda descriptor: None)
