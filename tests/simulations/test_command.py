@@ -329,8 +329,8 @@ def test_packages_are_allowed_by_name(capsys):
 
 
 def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
-    options = [*SMOKE, "devices=2"]
-    program = [sys.executable, "-m", "fsl.simulations.fsl_simulate"]
+    options = [*SMOKE, "devices=2", "figures=false"]
+    program = [sys.executable, "-m", "fsl.simulations.starting"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(
         [*program, *options, "rounds=3000", "hydra.run.dir=run"],
