@@ -1,9 +1,9 @@
-import copy
 import fcntl
 import functools
 import gc
 import logging
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -24,9 +24,8 @@ import torch
 
 import fsl
 from fsl.deployment.certs import CertificateFolder, identities, issue
-from fsl.files import write_bytes
 from fsl.run import plotting, preflight, prepared
-from tests.helpers.asked_once import measured_once, refused_once
+from tests.helpers.asked_once import known_helpers, measured_once, refused_once
 from tests.helpers.composed_once import ComposedOnce
 from tests.helpers.copied import Copied
 from tests.helpers.installed_wheel import InstalledWheel
@@ -121,7 +120,7 @@ BLANK_PNG = (  # one pixel
     b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\0\0\0\0:~\x9bU"
     b"\0\0\0\nIDATx\x9cc\xf8\x0f\0\x01\x01\x01\0\xb18\xf6\x14\0\0\0\0IEND\xaeB`\x82"
 )
-draw = plotting.save_figure
+draw = plotting.to_bytes
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -148,15 +147,16 @@ def quick_runs():
     def read_once(source, config_path):
         place = source.path, config_path
         if place not in known:
-            known[place] = read(source, config_path)
-        return copy.deepcopy(known[place])
+            known[place] = pickle.dumps(read(source, config_path))
+        return pickle.loads(known[place])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packages, "load_config", read_once)
         ComposedOnce().patch(patch)
         patch.setattr(version, "_get_version", functools.cache(version._get_version))
         patch.setattr(Hydra, "get_mode", lambda self, config_name, overrides: None)
-        patch.setattr(plotting, "save_figure", lambda figure, path: write_bytes(path, BLANK_PNG))
+        patch.setattr(plotting, "to_bytes", lambda figure, form, dpi=150: BLANK_PNG)
+        known_helpers(patch)
         patch.setattr(preflight, "refuse_unfaithful", refused_once(preflight.refuse_unfaithful))
         patch.setattr(prepared, "segment_costs", measured_once(prepared.segment_costs))
         patch.setattr(os, "fsync", lambda descriptor: None)
@@ -169,7 +169,7 @@ def quick_runs():
 @pytest.fixture
 def pictures(monkeypatch):
     """Runs draw as they do elsewhere."""
-    monkeypatch.setattr(plotting, "save_figure", draw)
+    monkeypatch.setattr(plotting, "to_bytes", draw)
 
 
 @pytest.fixture(autouse=True)

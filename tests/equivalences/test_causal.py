@@ -38,7 +38,7 @@ def trained(strategy, model, **options):
     return run(strategy, model, data=text_task(), **options)
 
 
-@models
+@pytest.mark.parametrize("build", each_time(MODELS, ["tied", "lora"]))  # adapters are on the untied one
 def test_u_shaped_v1_equals_fedavg(build):
     options = {"devices": 4, "edges": 2}
     one, other = (trained(strategy, build(dropout=0.1), **options) for strategy in (SplitFedV1(), FedAvg()))
@@ -47,7 +47,7 @@ def test_u_shaped_v1_equals_fedavg(build):
         assert (mine["train_loss"], mine["loss"]) == (theirs["train_loss"], theirs["loss"])
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.shows), True])
 def test_one_device_equals_training_the_unsplit_model(tied):
     task, model = text_task(), decoder(tied)
     found = trained(SplitFedV1(), model, devices=1, rounds=1)
@@ -131,7 +131,7 @@ def test_adapters_alone_are_trained_and_sent(build):
         assert {name.partition(".")[0] for name in changed} == {"first", "second", "third"}
 
 
-@each_kind_of_front
+@pytest.mark.parametrize("strategy", each_time({name_of(s): s for s in STRATEGIES}, ["SplitFedV3-"]))
 def test_adapters_over_the_wire_equal_those_in_one_process(strategy, tmp_path):
     """Nodes that begin with another base get the run's."""
     torch.manual_seed(9)

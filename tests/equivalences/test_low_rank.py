@@ -5,6 +5,7 @@ import torch
 from fsl.strategies import SGLR, FedAvg, SplitFedV1
 
 import fsl
+from fsl.codecs import Float16
 from fsl.data import from_text
 from fsl.models import huggingface
 from fsl.models.lora import with_adapters
@@ -15,6 +16,7 @@ from tests.helpers.wired import Wired
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.slow
 
+HALF = {"up": Float16, "down": Float16}
 LORA = {"r": 2, "targets": ["query", "reduce", "expand"], "train": ["classifier"]}
 
 
@@ -49,7 +51,7 @@ def test_splitfed_v1_equals_fedavg_on_the_unsplit_model(build, task):
 
 
 def test_a_second_cut_keeps_the_labels(task):
-    model = model_of(block=0)
+    model = model_of()
     cuts = (model.default_cut, "bert.encoder.layer.1")
     one, other = (trained(strategy, model, task, cut=cuts) for strategy in (SplitFedV1(), FedAvg()))
     assert set(one.states) == {"front", "back", "tail"}
@@ -65,13 +67,13 @@ def test_over_the_wire_equals_in_one_process(strategy, build, task, tmp_path):
     assert wired.metrics[0]["lost"] == {}
 
 
-def test_four_bytes_for_each_of_r_values_a_token_cross_both_ways(task):
-    """Whatever else there is in messages (masks, labels, headers) is the same at both ranks."""
-    few, many = (trained(SplitFedV1(), model_of(r), task).metrics[0] for r in (4, 11))  # others train at 4, too
+def test_r_values_a_token_cross_both_ways(task):
+    """By float16 each takes two bytes less; whatever else is in messages (masks, labels, headers) stays the same."""
+    whole, half = (trained(SplitFedV1(), model_of(), task, **codecs).metrics[0] for codecs in ({}, HALF))
     tokens = task.train.inputs["input_ids"].numel()
     for way in ("up_bytes", "down_bytes"):
-        assert many[way] - few[way] == pytest.approx((11 - 4) * 4 * tokens, abs=8 * 4 * 2)  # lengths told in headers
-    assert few["down_bytes"] < 4 * 4 * tokens + 4 * 1000
+        assert whole[way] - half[way] == pytest.approx(4 * 2 * tokens, abs=8 * 4 * 2)  # names told in headers
+    assert whole["down_bytes"] < 4 * 4 * tokens + 4 * 1000
 
 
 def test_adapters_alone_are_sent(task):

@@ -13,6 +13,7 @@ from fsl import seeds
 from fsl.data import Dirichlet
 from fsl.mobility import RandomMobility
 from fsl.segments.learning_rate import Schedule
+from tests.helpers.each_time import each_time
 from tests.helpers.moving import wired
 from tests.helpers.runs import (
     ADAM,
@@ -40,7 +41,11 @@ CONTROLS = {
     "all": ({"clip_norm": CLIPPED, "schedule": COSINE}, {"accumulate": 3}),
     "all in bfloat16": ({"clip_norm": 0.2, "schedule": EXPONENTIAL}, {"accumulate": 3, "precision": "bfloat16"}),
 }
-controls = pytest.mark.parametrize("control", CONTROLS.values(), ids=CONTROLS)
+# Each alone changes what is trained (below), and what one does wrong, two with it do.
+TOGETHER = ["accumulation", "all", "all in bfloat16"]
+controls = pytest.mark.parametrize(
+    "control", each_time({name: (control,) for name, control in CONTROLS.items()}, TOGETHER)
+)
 ALL = CONTROLS["all"]
 
 

@@ -11,6 +11,7 @@ from fsl.errors import RunError
 from fsl.privacy import Privacy
 from fsl.privacy.settings import Detector, NoPeek
 from fsl.wire.options import Patience
+from tests.helpers.each_time import by_type, each_time, products
 from tests.helpers.runs import ADAM, KEPT, assert_same_result, run
 from tests.helpers.small import small_model, small_task
 from tests.helpers.tls_options import tls
@@ -30,7 +31,14 @@ STRATEGIES = [
     DecoupledSL(),
     FedAvg(),
 ]
-strategies = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: type(s).__name__ + getattr(s, "order", ""))
+# PSL is an SGLR without its rules, and V2 by rounds differs by an order alone.
+strategies = pytest.mark.parametrize(
+    "strategy",
+    each_time(
+        {type(s).__name__ + getattr(s, "order", ""): s for s in STRATEGIES},
+        ["SplitFedV1", "SplitFedV2step", "SplitFedV3", "VanillaSLfixed", "SGLR", "CycleSL", "DecoupledSL", "FedAvg"],
+    ),
+)
 
 
 @strategies
@@ -121,8 +129,17 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("case", OBJECTIVES)
-@pytest.mark.parametrize("strategy", [SplitFedV1(), PSL()], ids=lambda s: type(s).__name__)
+# Means over something else than rows, and numbers, where devices' batches are put in a row; others where not.
+IN_A_ROW = ["class weights-PSL", "ignored labels-PSL", "numbers-PSL"]
+
+
+@pytest.mark.parametrize(
+    ("case", "strategy"),
+    each_time(
+        products({case: case for case in OBJECTIVES}, by_type([SplitFedV1(), PSL()])),
+        [*IN_A_ROW, "probabilities-SplitFedV1", "several labels-SplitFedV1"],
+    ),
+)
 def test_every_objective_is_the_same_over_the_wire(case, strategy, tmp_path):
     objective, targets = OBJECTIVES[case]
     options = {"data": labelled(targets), "objective": objective, "devices": 4, "edges": 2, "batch_size": 10}

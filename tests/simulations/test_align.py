@@ -1,8 +1,6 @@
 """Parties find the people whom all know, each by commands on its own machine."""
 
-import os
-import subprocess
-import sys
+import locale
 from importlib.util import find_spec
 
 import pytest
@@ -10,7 +8,6 @@ from fsl.simulations.fsl_align import command
 
 from fsl.data.psi_messages import answer, common, question
 from fsl.errors import DataError
-from tests.helpers.places import ROOT
 
 needs_psi = pytest.mark.skipif(find_spec("private_set_intersection") is None, reason="the extra psi is not installed")
 BANK = "customer,age\np3,41\np1,30\np7,55\np2,28\n"
@@ -104,12 +101,20 @@ def test_wrong_input_is_one_line(line, text, said, files, capsys):
     assert not (files / "new.csv").exists()
 
 
-def test_ids_are_the_same_on_every_machine(files):
+@pytest.fixture
+def machine_of_ascii():
+    """A machine whose texts are ASCII unless somebody says otherwise."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    yield
+    locale.setlocale(locale.LC_CTYPE, before)
+
+
+def test_ids_are_the_same_on_every_machine(files, machine_of_ascii):
     """Spreadsheets begin files with a mark of bytes; machines read texts each in its own way, but not these."""
     (files / "marked.csv").write_bytes("\ufeffcustomer,age\nß\u2028\x85x,4\n".encode())
     (files / "people.txt").write_bytes("\ufeffß\u2028\x85x\r\n".encode())
-    run_python = [sys.executable, "-X", "utf8=0", "-c", "from fsl.simulations.fsl_align import main; main()"]
-    line = "keep marked.csv people.txt --id customer --out kept.csv"
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
-    subprocess.run([*run_python, *line.split()], env=environment, check=True)
+    with pytest.raises(UnicodeDecodeError):
+        (files / "people.txt").read_text()
+    assert run("keep marked.csv people.txt --out kept.csv") == 0
     assert (files / "kept.csv").read_text("utf-8") == "customer,age\nß\u2028\x85x,4\n"

@@ -19,6 +19,8 @@ from PIL import Image
 
 from fsl.data import digits
 from fsl.errors import ConfigError
+from fsl.run import plotting
+from fsl.run.figure_bytes import to_bytes
 from fsl.run.run_folder import RunFolder
 
 SMOKE = ["experiment=smoke", "rounds=1", "devices=2", "samples_per_device=16"]
@@ -48,7 +50,9 @@ def bench(tmp_path_factory, pictures):
     arguments = [*SMOKE, "data=images", f"data.path={pictures}", "batch_size=8"]
     arguments += ["--codec", "int8", "--codec", "[c3 ratio=4,int8]", "--images", "jpeg:50", "--seeds", "0", "1"]
     arguments += ["--out", str(out)]
-    assert command(arguments) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plotting, "to_bytes", to_bytes)
+        assert command(arguments) == 0
     return arguments, out
 
 

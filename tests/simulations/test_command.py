@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fsl.simulations.fsl_export import command as export
 from fsl.simulations.fsl_simulate import command
 from fsl.strategies import SplitFedV1
 from PIL import Image
@@ -329,8 +330,8 @@ def test_packages_are_allowed_by_name(capsys):
 
 
 def test_ctrl_c_is_one_line_exit_code_130_and_a_folder_that_goes_on(tmp_path):
-    options = [*SMOKE, "devices=2"]
-    program = [sys.executable, "-m", "fsl.simulations.fsl_simulate"]
+    options = [*SMOKE, "devices=2", "figures=false"]
+    program = [sys.executable, "-m", "fsl.simulations.starting"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(
         [*program, *options, "rounds=3000", "hydra.run.dir=run"],
@@ -390,6 +391,7 @@ def test_lora_on_the_command_line(capsys):
     assert {path.name for path in (lora / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     again = load_file(lora / "checkpoint" / "model.1.safetensors").keys()
     assert len(again) == 2 + 2
+    assert export(["lora", "formats=pt2"]) == 0  # checked against the whole model
     resumed = [f"resume={lora}", "rounds=2", "lora=lora", "lora.r=2", "lora.targets=[stage1.1]", "lora.train=[head]"]
     assert command([*SMOKE, *resumed]) == 0
     assert command([*SMOKE, "lora=lora", "lora.targets=[conv9]", "hydra.run.dir=no"]) == 2

@@ -70,7 +70,6 @@ def test_adapters_lie_on_both_sides_of_the_low_rank():
     trained = {name.split(".lora_")[0].removeprefix("front.").removeprefix("back.") for name in found}
     assert {CUT, CUT.replace("reduce", "expand"), "bert.encoder.layer.0.attention.self.query"} < trained
     assert (run / "adapter" / "adapter_model.safetensors").exists()
-    assert export(["run", "formats=pt2"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -94,5 +93,6 @@ def test_wrong_options_are_one_line(options, line, capsys):
 
 
 def test_its_own_cut_may_be_named_and_another_behind_it():
-    run = run_into("run", *SFT, "low_rank.block=0", f"model.cut=[{CUT.replace('1', '0')},bert.encoder.layer.1]")
-    assert json.loads((run / "summary.json").read_text())["settings"]["model.cut"].startswith("bert.encoder.layer.0.in")
+    run = run_into("run", *SFT, f"model.cut=[{CUT},bert.encoder.layer.1]")
+    cuts = json.loads((run / "summary.json").read_text())["settings"]["model.cut"]
+    assert cuts == f"{CUT}, bert.encoder.layer.1"

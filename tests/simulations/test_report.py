@@ -16,12 +16,14 @@ from fsl.simulations.reports.tables import groups_table
 from scipy import stats
 from scipy.special import expit, logit
 
-from tests.helpers.reported import SGLR, V1, settings, write_run
+from tests.helpers.reported import SGLR, V1, blank_figures, settings, write_run
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def in_a_folder_of_its_own(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "pictures" not in request.fixturenames:
+        blank_figures(monkeypatch)
 
 
 def test_what_changes_no_result_tells_no_runs_apart():
@@ -131,7 +133,7 @@ def test_what_only_the_configuration_says_parts_groups_where_every_run_has_one()
 
 
 @pytest.mark.slow
-def test_a_diverged_group_shows_that_instead_of_an_accuracy(capsys):
+def test_a_diverged_group_shows_that_instead_of_an_accuracy(pictures, capsys):
     for seed, loss in enumerate((float("nan"), 9.0)):
         write_run(Path(f"runs/{seed}"), [0.1, 0.1, 0.1], settings(devices=9, seed=seed), train_loss=loss)
     write_run(Path("runs/fine"), [0.5, 0.6, 0.7])
@@ -328,7 +330,7 @@ def test_a_narrow_terminal_shows_what_fits_and_says_what_does_not(capsys, monkey
 
 
 @pytest.mark.slow
-def test_regression_is_reported_by_its_loss(capsys):
+def test_regression_is_reported_by_its_loss(pictures, capsys):
     for devices in (4, 8):
         write_run(Path(f"runs/{devices}"), [None, None], settings(devices=devices), loss=1.0 / devices)
     assert command(["runs"]) == 0
@@ -363,7 +365,7 @@ def read_page(path: str = "report/report.html") -> tuple[str, Reader]:
 
 
 @pytest.mark.slow
-def test_the_page_needs_nothing_but_itself_and_shows_every_figure():
+def test_the_page_needs_nothing_but_itself_and_shows_every_figure(pictures):
     for seed in range(2):
         for strategy in (V1, SGLR):
             folder = Path(f"runs/{strategy[-4:]}{seed}")
@@ -385,7 +387,7 @@ def test_the_page_needs_nothing_but_itself_and_shows_every_figure():
 
 
 @pytest.mark.slow
-def test_what_comes_from_users_is_escaped():
+def test_what_comes_from_users_is_escaped(pictures):
     folder = write_run(Path("runs/<b>bold"), [0.5], settings(devices="<script>alert(1)</script>"))
     write_run(folder.with_name("plain"), [0.5], settings(devices="$x$ & {{ title }}"))
     assert command(["runs", "--title", "<i>"]) == 0
@@ -396,7 +398,7 @@ def test_what_comes_from_users_is_escaped():
 
 
 @pytest.mark.slow
-def test_many_groups_are_drawn_in_part_and_the_page_says_which():
+def test_many_groups_are_drawn_in_part_and_the_page_says_which(pictures):
     for i in range(12):
         write_run(Path(f"runs/{i}"), [0.1 + i / 20], settings(devices=i + 1))
     assert command(["runs"]) == 0

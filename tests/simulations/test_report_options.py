@@ -18,12 +18,14 @@ from fsl.simulations.reports.tables import Table, groups_table, names_of, paired
 from scipy import stats
 
 from fsl.errors import ConfigError
-from tests.helpers.reported import SGLR, V1, settings, write_run
+from tests.helpers.reported import SGLR, V1, blank_figures, settings, write_run
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
+def in_a_folder_of_its_own(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if "pictures" not in request.fixturenames:
+        blank_figures(monkeypatch)
 
 
 def table(path: str) -> list[dict[str, str]]:
@@ -234,7 +236,7 @@ def test_pairs_of_groups_by_one_setting_are_seeds_not_runs():
 
 
 @pytest.mark.slow
-def test_a_metric_against_a_setting_is_a_table_and_a_figure_with_a_fitting_axis():
+def test_a_metric_against_a_setting_is_a_table_and_a_figure_with_a_fitting_axis(pictures):
     write_sweep()
     comparison = report(["runs"], "out", against="lr", metric="loss", figures=["svg", "pdf"])
     rows = [(row["group"], float(row["setting.lr"]), float(row["final_loss_mean"])) for row in table("out/against.csv")]

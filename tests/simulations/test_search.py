@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from multiprocessing import Pipe
 from pathlib import Path
 
 import optuna
@@ -27,6 +28,7 @@ from tests.helpers.sweeps import MODEL, press_ctrl_c
 pytestmark = pytest.mark.slow
 
 SMOKE = ["experiment=smoke", "rounds=1", "devices=2", "samples_per_device=16"]
+LONG = ["experiment=smoke", "rounds=3000", "devices=2", "samples_per_device=16", "figures=false"]
 RATES = "optimizer.lr=tag(log,interval(1e-3,1e-1))"
 
 
@@ -348,7 +350,7 @@ def test_trials_at_the_same_time_lose_nothing_to_one_that_is_killed(tmp_path, mo
     (tmp_path / "unsound.py").write_text(MODEL)
     monkeypatch.syspath_prepend(str(tmp_path))
     model = ["model=custom", "model._target_=unsound.model"]
-    grid = ["+model.how=kill,well", "--sampler", "grid", "--jobs", "2"]
+    grid = ["figures=false", "+model.how=kill,well", "--sampler", "grid", "--jobs", "2"]
     assert command([*SMOKE, *model, *grid, "--study", "study"]) == 0
     captured = capsys.readouterr()
     assert captured.err == "fsl-search: trial 0 (+model.how=kill) failed: its process was killed (exit code -9)\n"
@@ -358,9 +360,26 @@ def test_trials_at_the_same_time_lose_nothing_to_one_that_is_killed(tmp_path, mo
     assert one == other
 
 
+class AtOnce:
+    """Stands for a trial's process: it has told of its first round. `ended` are those that were stopped."""
+
+    ended: list[str] = []  # noqa: RUF012
+
+    def __init__(self, task):
+        self.name = task.folder.name
+        self.connection, self.told = Pipe()
+        self.told.send((1, 0.5))
+
+    def receive(self, report):
+        report(*self.connection.recv())
+
+    def end(self):
+        self.ended.append(self.name)
+
+
 # In this process: test_an_interrupted_trial_goes_on_from_its_checkpoint_to_the_same_bits.
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_ctrl_c_that_meets_the_data_base_is_no_error_of_it(jobs, monkeypatch, capsys):
+@pytest.mark.parametrize(("jobs", "stopped"), [("1", []), ("2", ["trial-0", "trial-1"])])
+def test_ctrl_c_that_meets_the_data_base_is_no_error_of_it_and_stops_all_trials(jobs, stopped, monkeypatch, capsys):
     def report(trial, value, step):
         try:
             raise KeyboardInterrupt
@@ -368,14 +387,18 @@ def test_ctrl_c_that_meets_the_data_base_is_no_error_of_it(jobs, monkeypatch, ca
             raise StorageInternalError("the transaction was rolled back")
 
     monkeypatch.setattr(optuna.Trial, "report", report)
+    monkeypatch.setattr("fsl.simulations.sweeps.trial_pool.TrialProcess", AtOnce)
+    monkeypatch.setattr(AtOnce, "ended", [])
     assert command([*SMOKE, RATES, "--trials", "2", "--jobs", jobs, "--study", "study"]) == 130
     assert capsys.readouterr().err == "fsl-search: interrupted; go on with fsl-search --study study\n"
+    assert AtOnce.ended == stopped
 
 
-def test_ctrl_c_ends_all_trials_with_one_line(tmp_path):
+# Several are stopped in test_ctrl_c_that_meets_the_data_base_is_no_error_of_it_and_stops_all_trials, in this process.
+def test_ctrl_c_ends_a_trials_process_with_one_line(tmp_path):
     program = [sys.executable, "-m", "fsl.simulations.fsl_search"]
     running = subprocess.Popen(
-        [*program, "experiment=smoke", "rounds=3000", "seed=0,1", "--jobs", "2", "--study", "study"],
+        [*program, *LONG, "seed=0,1", "--trials", "1", "--jobs", "2", "--study", "study"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
@@ -383,5 +406,5 @@ def test_ctrl_c_ends_all_trials_with_one_line(tmp_path):
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    error = press_ctrl_c(running, lambda: len(list(tmp_path.glob("study/*/checkpoint/state.json"))) >= 2)
+    error = press_ctrl_c(running, lambda: any(tmp_path.glob("study/*/checkpoint/state.json")))
     assert (running.returncode, error) == (130, "fsl-search: interrupted; go on with fsl-search --study study\n")

@@ -21,36 +21,46 @@ def run(tmp_path_factory):
     return folder
 
 
+SHORT = ["devices=2", "epochs=1", "retrain=1", "share=0.2", "batch_size=256"]
+
+
+@pytest.fixture(scope="module")
+def searched(run):
+    """Devices' folders of a short search over two."""
+    assert command(["search", f"run={run}", *SHORT, "compare=true"]) == 0
+    return run / "separable"
+
+
 @pytest.mark.slow
-def test_a_runs_model_is_searched_and_its_devices_give_one_programs_outputs(run, capsys):
-    short = ["epochs=1", "retrain=1", "share=0.2", "batch_size=256", "compare=true"]
-    assert command(["search", f"run={run}", *short]) == 0
+def test_a_search_stands_beside_what_it_is_to_beat_and_is_not_written_over(run, tmp_path, capsys):
+    assert command(["search", f"run={run}", *SHORT, "compare=true", f"out={tmp_path}"]) == 0
     said = capsys.readouterr().out
     for name in ("all links, as trained", "searched", "random, equal bytes", "no links"):
         assert name in said
-    parts = [load_device(run / "separable" / f"device{number}") for number in range(4)]
-    gates = parts[0].group.gates
-    assert 0 < gates.count < 72
-    assert command(["local", f"folder={run / 'separable'}", "count=2", "patience=60"]) == 0
-    assert "outputs: the same as one program's, to the bit" in capsys.readouterr().out
-    assert command(["search", f"run={run}", *short]) == 2
+    gates = load_device(tmp_path / "device1").group.gates
+    assert (gates.devices, 0 < gates.count < 12) == (2, True)
+    assert command(["search", f"run={run}", *SHORT, f"out={tmp_path}"]) == 2
     assert "give overwrite=true, or another folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_devices_are_started_one_by_one_with_tokens(run, tmp_path, capsys):
+def test_devices_as_processes_give_one_programs_outputs(searched, capsys):
+    assert command(["local", f"folder={searched}", "count=2", "patience=60"]) == 0
+    assert "outputs: the same as one program's, to the bit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_devices_are_started_one_by_one_with_tokens(run, searched, tmp_path, capsys):
     """Device 0 asks for rows of the run's data, and the other ends when it does."""
-    options = ["devices=2", "epochs=1", "retrain=1", "batch_size=256"]
-    assert command(["search", f"run={run}", *options, f"out={tmp_path / 'two'}"]) == 0
     assert serve(["key", f"out={tmp_path}"]) == 0
     for number in range(2):
-        folder, out = tmp_path / "two" / f"device{number}", tmp_path / f"{number}.token"
+        folder, out = searched / f"device{number}", tmp_path / f"{number}.token"
         assert command(["token", f"key={tmp_path / 'operator-key.pem'}", f"folder={folder}", f"out={out}"]) == 0
     common = [f"token-key={tmp_path / 'operator-public.pem'}", "insecure=true"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         where = f"127.0.0.1:{free.getsockname()[1]}"
-    first = [f"folder={tmp_path / 'two' / 'device0'}", f"address={where}", f"run={run}", "rows=4", "count=3"]
-    second = [f"folder={tmp_path / 'two' / 'device1'}", "address=127.0.0.1:0", f"peers={where}"]
+    first = [f"folder={searched / 'device0'}", f"address={where}", f"run={run}", "rows=4", "count=3"]
+    second = [f"folder={searched / 'device1'}", "address=127.0.0.1:0", f"peers={where}"]
     ends = []
     other = threading.Thread(
         target=lambda: ends.append(command(["device", *second, f"token={tmp_path / '1.token'}", *common]))
