@@ -79,8 +79,8 @@ class LowRankLinear(nn.Module):
         self._inputs = self._gradients = self._inputs.new_empty(0, 0, 0)  # what is not copied goes before there is new
         if not done:
             before = self._inputs, self._gradients
-        self._inputs = self._inputs.new_zeros(self._devices, rows, self.ins)
-        self._gradients = self._gradients.new_zeros(self._devices, rows, self.outs)
+        self._inputs = self._inputs.new_empty(self._devices, rows, self.ins)
+        self._gradients = self._gradients.new_empty(self._devices, rows, self.outs)
         if done:
             self._inputs[:, :done], self._gradients[:, :done] = before[0][:, :done], before[1][:, :done]
 

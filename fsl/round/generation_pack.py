@@ -1,7 +1,7 @@
 """One file with what several devices kept of one round: of each its tensors, or its update."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,13 +136,27 @@ def write_pack(path: Path, members: Mapping[int, Generation], durable: bool) -> 
         tensors[_STARTS] = torch.tensor([starts.setdefault(one.start, len(starts)) for one in updates])
         for layer in updates[0].layers:
             rows = [one.layers[layer] for one in updates]
-            tensors[_INPUTS + layer] = torch.cat([one.inputs for one in rows])
-            tensors[_GRADIENTS + layer] = torch.cat([one.gradients for one in rows])
+            tensors[_INPUTS + layer] = _joined([one.inputs for one in rows])
+            tensors[_GRADIENTS + layer] = _joined([one.gradients for one in rows])
             tensors[_ENDS + layer] = torch.tensor([len(one.inputs) for one in rows]).cumsum(0)
     else:
         states = [one for device in devices if not isinstance(one := members[device], LowRankUpdate)]
         tensors |= {_STATES + name: torch.stack([one[name] for one in states]) for name in states[0]}
     write_tensors(path, tensors, {_STARTS: json.dumps(list(starts))}, durable)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Returns the rows of all parts, (R, n) each, behind each other: without a copy where they lie so already."""
+    first, end = parts[0], parts[0].data_ptr()
+    for one in parts:
+        if one.data_ptr() != end or not one.is_contiguous() or not _of_one(one, first):
+            return torch.cat(list(parts))
+        end += one.nbytes
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+
+
+def _of_one(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _bytes_of(generation: Generation) -> int:

@@ -47,7 +47,7 @@ class Node:
 
     def train(self, plan: RoundPlan, arrays: ArrayRecord) -> RecordDict:
         """Train this node's cohorts for one round; returns sums of n_k * w_k, device reports, and lost devices."""
-        self.worker.store.packs.refresh()
+        self.worker.store.begin()
         for cohort in plan.cohorts:
             refuse_other_counts(cohort.devices, self.worker.workload.partition)
         take_frozen(arrays, plan.frozen, self.frozen, self.layouts)
@@ -83,7 +83,7 @@ class Node:
 
     def evaluate(self, plan: EvaluatePlan, arrays: ArrayRecord) -> MetricRecord:
         """Score devices, each with its private front or all with one, on the test set and on rows of their own."""
-        self.worker.store.packs.refresh()
+        self.worker.store.begin()
         with stepping(plan):
             take_frozen(arrays, plan.frozen, self.frozen, self.worker.chain)
             states = record_to_states(arrays, self.layouts, self.worker.accelerator)

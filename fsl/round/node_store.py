@@ -16,10 +16,11 @@ from fsl.errors import CheckpointError
 from fsl.files import map_tensors, read_bytes, sync, tensor_bytes, tensors_in, write_bytes
 from fsl.messages.identifiers import check_kept
 from fsl.private_files import private_folder
-from fsl.round.generation_pack import Generation, GenerationPack
+from fsl.round.generation_pack import PACK_BYTES, Generation, GenerationPack
 from fsl.round.low_rank_update import LowRankUpdate
 from fsl.round.pack_folder import PackFolder
 from fsl.round.recent_files import RecentFiles
+from fsl.round.waiting_fronts import WaitingFronts
 from fsl.segments.finite import finite
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,13 @@ KEPT = (*_MODELS, "optimizers/", "trainers/")  # all that a node stores and can 
 class Store:
     """Stores named tensors per owner and round in one folder, which no other user of this machine can read."""
 
-    def __init__(self, folder: Path, durable: bool = True):
-        """`durable`: whether `sync` waits for the disk; no, where nobody could go on from what is stored."""
-        self.folder, self.durable = folder, durable
+    def __init__(self, folder: Path, durable: bool = True, packs_fronts: bool = False):
+        """`durable`: whether `sync` waits for the disk; no, where nobody could go on from what is stored.
+
+        `packs_fronts`: whether private fronts wait for one another, to lie in packs: where `SupersededPacks` deletes
+        these. A node of a real federation has nobody who does.
+        """
+        self.folder, self.durable, self._packs_fronts = folder, durable, packs_fronts
         # Prefixes of owners that, in a real federation, go on from an older generation or begin anew where the one that
         # counts is lost. A simulation promises equal bits, so there it is an error that says what to restore.
         self.forgives: tuple[str, ...] = ()
@@ -45,7 +50,13 @@ class Store:
         self._unsynced: list[Path] = []
         self._recent = RecentFiles(_RECENT)
         self.packs = PackFolder(folder / "packs")
+        self._waiting = WaitingFronts()
         self._starts: dict[str, dict[str, Tensor]] = {}  # the last one that was kept or read, by its name
+
+    def begin(self) -> None:
+        """Begin a piece of work: others may have deleted and replaced packs, and what did not end is forgotten."""
+        self.packs.refresh()
+        self._waiting.take()
 
     def path(self, owner: str, version: int) -> Path:
         """Returns the path of an owner's generation; WireError for a name or a number that would lead elsewhere."""
@@ -139,8 +150,10 @@ class Store:
         try:
             found = path.stat()
         except OSError:
+            device = _device_of(owner) if self._packs_fronts else None
+            what = f"{path} is" if device is None else f"device {device}'s front in {self.packs.folder} is"
             raise CheckpointError(
-                f"{path} is missing, though round {version} wrote it; restore it, or start a new run without resume"
+                f"{what} missing, though round {version} wrote it; restore it, or start a new run without resume"
             ) from None
         if found.st_size >= _MAPPED:
             return map_tensors(path)
@@ -153,15 +166,23 @@ class Store:
     def _packed(self, owner: str, version: int) -> Generation | None:
         """Returns what a pack holds of an owner; None where none does."""
         device = _device_of(owner)
-        return None if device is None else self.packs.find(device, version)
+        if device is None:
+            return None
+        if self._waiting.has(device, version):
+            self._write_waiting()
+        return self.packs.find(device, version)
 
     def save(self, owner: str, version: int, tensors: Mapping[str, Tensor], keep: tuple[int, ...]) -> None:
         """Write a new generation, and delete those outside of `keep`, which the cloud and the checkpoint name.
 
-        It is safe from a power failure after the next `sync`.
+        It is there, and safe from a power failure, after the next `sync`.
         """
         path = self.path(owner, version)
         if (device := _device_of(owner)) is not None:
+            if self._packs_fronts:
+                if self._waiting.add(device, version, tensors, keep) >= PACK_BYTES:
+                    self._write_waiting()
+                return
             self.packs.discard(device, version)
         try:
             names = os.listdir(path.parent)
@@ -195,6 +216,10 @@ class Store:
             for path in self._superseded(owner, names, {*keep[device], *self._start_rounds(owner, {version})}):
                 self._recent.forget(path)
                 path.unlink(missing_ok=True)
+
+    def _write_waiting(self) -> None:
+        for version, fronts, keep in self._waiting.take():
+            self.save_together(version, fronts.items(), keep)
 
     def settle(self, needed: Callable[[int], Collection[int]]) -> None:
         """Turn private fronts' updates, which hold rows of data, into states, and delete what does not count.
@@ -245,7 +270,8 @@ class Store:
             self._recent.put(path, path.stat(), content)
 
     def sync(self) -> None:
-        """Wait until all saved files lie on the disk; a node does so once a round, before it reports."""
+        """Write what waits, and wait until all lies on the disk; a node does so once a round, before it reports."""
+        self._write_waiting()
         saved, self._unsynced = self._unsynced, []
         if self.durable:
             sync(saved)

@@ -47,6 +47,7 @@ class Workload:
     allowed: tuple[str, ...] = field(default=ALLOWED)  # packages whose classes a plan may name
     secure: bool = False  # draws privacy's noise from the machine's secure generator, which is not repeatable
     durable: bool = True  # whether what it stores must outlive a power failure
+    packs_fronts: bool = False  # whether its nodes may store private fronts together: see `Store`
     cuts: tuple[str, ...] = ()  # where devices are cut at different places: all of these, in the model's order
 
 
@@ -82,7 +83,7 @@ class Worker:
             head = copy.deepcopy(workload.head)
             start_training(head)
             self.segments["head"] = SegmentRuntime("head", head, self.accelerator)
-        self.store = Store(workload.store, workload.durable)
+        self.store = Store(workload.store, workload.durable, workload.packs_fronts)
         self.measured: set[str] = set()  # privacy settings whose rows are measured
         self.skip_single = needs_two_rows([s.module for s in self.segments.values()])
         self._at: dict[int, Worker] = {}

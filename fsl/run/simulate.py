@@ -256,6 +256,7 @@ def simulate(
         metrics=scored,
         store=(folder.checkpoint / "devices").absolute(),
         durable=temporary is None,
+        packs_fronts=federation.placement is None,
         augmentation=augmentation,
         threads=backend.threads,
         accelerator=backend.accelerator,

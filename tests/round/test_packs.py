@@ -139,6 +139,56 @@ def test_a_full_disk_is_told_as_the_system_does_and_leaves_what_was_there(tmp_pa
     assert len(list((tmp_path / "packs").iterdir())) == 1
 
 
+# Fronts that wait for one another, where nobody gives them together.
+
+
+def waiting(tmp_path):
+    return Store(tmp_path, packs_fronts=True)
+
+
+def test_fronts_of_a_round_become_one_pack_before_the_node_reports(tmp_path):
+    store, front = waiting(tmp_path), {"w": torch.zeros(3)}
+    for device in range(3):
+        front["w"].fill_(device)  # in the memory of the device before
+        store.save(f"fronts/{device}", 1, front, (0, 0))
+    assert packs(store) == []
+    store.sync()
+    assert packs(store) == ["1-0.safetensors"]
+    assert [store.load(f"fronts/{device}", 1)["w"][0] for device in range(3)] == [0, 1, 2]
+    assert not (tmp_path / "fronts").exists()
+
+
+def test_a_front_that_waits_can_be_read(tmp_path):
+    store = waiting(tmp_path)
+    store.save("fronts/3", 1, {"w": torch.ones(3)}, (0, 0))
+    assert torch.equal(store.load("fronts/3", 1)["w"], torch.ones(3))
+
+
+def test_many_fronts_are_written_before_they_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_store, "PACK_BYTES", 40)
+    store = waiting(tmp_path)
+    for device in range(5):
+        store.save(f"fronts/{device}", 1, state(device), (0, 0))
+    assert packs(store) == ["1-0.safetensors", "1-2.safetensors"]
+    store.sync()
+    assert int(store.load("fronts/4", 1)["n"]) == 4
+
+
+def test_what_waited_in_a_round_that_failed_is_never_written(tmp_path):
+    store = waiting(tmp_path)
+    store.save("fronts/3", 1, state(1), (0, 0))
+    store.begin()
+    store.save("fronts/4", 2, state(2), (0, 0))
+    store.sync()
+    assert packs(store) == ["2-4.safetensors"]
+
+
+def test_all_else_that_devices_keep_waits_for_nobody(tmp_path):
+    store = waiting(tmp_path)
+    store.save("tails/3", 1, state(1), (0, 0))
+    assert store.path("tails/3", 1).exists()
+
+
 # What is damaged.
 
 

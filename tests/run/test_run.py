@@ -255,8 +255,8 @@ def test_many_devices_cost_only_those_that_train():
 
 def test_private_generations_do_not_pile_up(tmp_path):
     run(SplitFedV3(), out=tmp_path / "run", devices=2, rounds=5)
-    kept = sorted(p.stem for p in (tmp_path / "run/checkpoint/devices/fronts/0").iterdir())
-    assert kept == ["4", "5"]
+    kept = sorted(p.stem for p in (tmp_path / "run/checkpoint/devices/packs").iterdir())
+    assert kept == ["4-0", "5-0"]
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,8 @@ def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(na
 
 def test_a_missing_private_front_is_named(tmp_path):
     run(SplitFedV3(), out=tmp_path / "run", rounds=2)
-    (tmp_path / "run/checkpoint/devices/fronts/1/2.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"fronts/1/2\.safetensors is missing, though round 2 wrote it"):
+    (tmp_path / "run/checkpoint/devices/packs/2-0.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"device 0's front in .*/packs is missing, though round 2 wrote it"):
         run(SplitFedV3(), out=tmp_path / "run", rounds=2, resume=True)
 
 

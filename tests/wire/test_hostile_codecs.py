@@ -125,7 +125,7 @@ def test_honest_payloads_are_taken(codec, tmp_path):
 @codecs
 @pytest.mark.parametrize("payloads", [230, pytest.param(460, marks=pytest.mark.shows)])
 def test_damaged_payloads_are_refused_in_a_line_or_are_values_of_the_cut(codec, payloads, tmp_path):
-    """5,000 of all codecs together, or 10,000; changed bytes may stand for other values, which is no harm to an edge."""
+    """5,000 of all codecs, or 10,000; changed bytes may stand for other values, which is no harm to an edge."""
     plan = plan_with(codec)
     edge, honest, chance = AtTheEdge(tmp_path, plan), payload_of(plan), random.Random(0)
     lines = []
