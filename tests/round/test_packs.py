@@ -9,7 +9,7 @@ import torch
 
 from fsl import files
 from fsl.errors import CheckpointError
-from fsl.round import generation_pack, node_store
+from fsl.round import generation_pack, node_store, pack_folder
 from fsl.round.generation_pack import GenerationPack, write_pack
 from fsl.round.low_rank_update import LayerRows, LowRankUpdate, start_at
 from fsl.round.node_store import Store
