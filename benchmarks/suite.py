@@ -89,7 +89,7 @@ PARTS = (
         title="Registered devices that do not take part",
         against="A round of 1,000 devices, over the same with 10,000 registered.",
         module="scale",
-        arguments=("--rounds", "4", "--turns", "1"),
+        arguments=("--rounds", "11", "--turns", "1"),
     ),
     Part(
         name="startup",
