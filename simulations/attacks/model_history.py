@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fsl.files import load_tensors
+from fsl.round.node_store import Store
 from fsl.run.run_folder import RunFolder
 
 
@@ -32,9 +33,11 @@ def states_by_round(
                 return
             tensors = _named(arrays)
             if private:
+                store, newest = Store(folder.checkpoint / "devices"), strategy.kept()[device]
                 for kind in ("fronts", "tails"):
-                    path = folder.checkpoint / "devices" / kind / str(device) / f"{strategy.kept()[device]}.safetensors"
-                    tensors |= load_tensors(path) if path.exists() or kind == "fronts" else {}
+                    if kind == "fronts" or store.path(f"{kind}/{device}", newest).exists():
+                        found = store.load(f"{kind}/{device}", newest) or {}
+                        tensors |= {name: tensor.clone() for name, tensor in found.items()}  # the run deletes the file
             if folder.frozen_path.exists():
                 tensors |= load_tensors(folder.frozen_path)
             kept.append(tensors)
