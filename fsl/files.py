@@ -44,8 +44,7 @@ def write_bytes(
     `spare`: a file in the same folder that nobody needs, which becomes this one: some file systems take half a
     millisecond to make one, and a fiftieth of that to write over one.
     """
-    temporary = _temporary(path)
-    try:
+    with _replacing(path) as temporary:
         # Not by tempfile: that makes files which only their owner may read, and results are to be shared.
         if spare is not None:
             os.replace(spare, temporary)
@@ -58,6 +57,14 @@ def write_bytes(
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Lends a name beside the target, and renames what was written there; deletes it where that failed."""
+    temporary = _temporary(path)
+    try:
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -129,8 +136,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
     Raises OSError where it cannot be written; the old content is then still there.
     """
-    temporary = _temporary(path)
-    try:
+    with _replacing(path) as temporary:
         os.close(_private(str(temporary), os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the library keeps its mode
         try:
             save_file(_separate(tensors), temporary, dict(metadata))
@@ -138,10 +144,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             raise _system_error(error, path) from None
         if durable:
             _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _system_error(error: SafetensorError, path: Path) -> Exception:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from fsl.round.node_store import Store
-from fsl.round.superseded_packs import SupersededPacks
+from fsl.round.superseded_packs import RoundsOf, SupersededPacks
 from fsl.run.generations import Generations, GenerationsThen
+
+_DEVICE = "device-"  # of an owner's name
 
 
 class KeptFronts:
@@ -27,12 +29,7 @@ class KeptFronts:
         now, last = _generations(state), self._last
         changed = () if last is None or self._before is None else last.since(self._before)
         devices = [int(owner.removeprefix(_DEVICE)) for owner in changed if owner.startswith(_DEVICE)]
-
-        def needed(device: int) -> set[int]:
-            owner = f"{_DEVICE}{device}"
-            return {then.get(owner, 0) for then in (now, last) if then is not None}
-
-        self._superseded.collect(devices, needed)
+        self._superseded.collect(devices, _named_by(now, {} if last is None else last))
         self._last, self._before = now, last
 
     def finished(self, state: Mapping[str, Any], previous: Mapping[str, int]) -> None:
@@ -40,16 +37,12 @@ class KeptFronts:
 
         `previous`: the round of each owner's generation that the checkpoint before the last one names.
         """
-        now = _generations(state)
-
-        def needed(device: int) -> set[int]:
-            owner = f"{_DEVICE}{device}"
-            return {then.get(owner, 0) for then in (now, previous)}
-
-        self._store.settle(needed)
+        self._store.settle(_named_by(_generations(state), previous))
 
 
-_DEVICE = "device-"
+def _named_by(*checkpoints: Mapping[str, int]) -> RoundsOf:
+    """Returns a function that tells the rounds whose front of a device these checkpoints name."""
+    return lambda device: {rounds.get(f"{_DEVICE}{device}", 0) for rounds in checkpoints}
 
 
 def _generations(state: Mapping[str, Any]) -> GenerationsThen:

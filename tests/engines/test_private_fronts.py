@@ -8,9 +8,11 @@ import torch
 from fsl.strategies import PSL, SGLR, SplitFedV3
 from torch import nn
 
+from fsl.engines.weight_stack import WeightStack
 from fsl.files import load_tensors
 from fsl.round.low_rank_update import LowRankUpdate
 from fsl.round.node_store import Store
+from fsl.run.kept_fronts import KeptFronts
 from fsl.segments.learning_rate import Schedule
 from fsl.settings.optimizer_settings import Optimizer
 from tests.helpers.engine_runs import assert_near, by, in_float64
@@ -127,6 +129,25 @@ def test_only_a_run_that_was_killed_leaves_rows_of_the_training_data(rounds, tmp
     kept = Store(tmp_path / "checkpoint" / "devices").load("fronts/1", rounds)
     assert kept
     assert all(torch.equal(result.front(1)[name], tensor) for name, tensor in kept.items())
+
+
+def test_a_run_that_goes_on_deletes_what_a_round_without_a_checkpoint_left(tmp_path):
+    store = Store(tmp_path)
+    for round in (2, 3):
+        store.save_together(round, [(1, {"w": torch.ones(2)})], {1: (0, 0)})
+    KeptFronts(store).resumed(2, {"versions": {"device-1": 2}})
+    assert [name.round for name in Store(tmp_path).packs.names()] == [2]
+
+
+def test_memory_of_the_round_before_is_taken_only_where_it_fits():
+    stack, sizes, cpu = WeightStack.__new__(WeightStack), {torch.float32: 5}, torch.device("cpu")
+    first = stack.room(3, sizes, cpu)
+    assert stack.room(3, sizes, cpu) is first
+    for devices, more in ((2, {}), (2, {torch.float64: 1}), (3, {})):
+        found = stack.room(devices, sizes | more, cpu)
+        assert {dtype: tuple(flat.shape) for dtype, flat in found.items()} == {
+            dtype: (devices, size) for dtype, size in (sizes | more).items()
+        }
 
 
 @pytest.mark.parametrize("rounds", [3, 5])
