@@ -50,6 +50,9 @@ def simulated(
     `merges`: how often a device took the front and gave it back, if not once.
     """
     trainer = None if spec is None else spec.build()
+    moves_by: dict[int, list[Move]] = {}
+    for move in moves:
+        moves_by.setdefault(move.device, []).append(move)
     loads = [
         DeviceLoad(
             r.device,
@@ -59,7 +62,7 @@ def simulated(
             r.up_bytes,
             r.down_bytes,
             r.model_bytes,
-            stays(r, edge_of(r.device), [move for move in moves if move.device == r.device], on_move),
+            stays(r, edge_of(r.device), moves_by.get(r.device, []), on_move),
             (cuts or {}).get(r.device, 0),
             r.hop_up_bytes,
             r.hop_down_bytes,

@@ -1,5 +1,6 @@
 """A Grid whose nodes are Ray actors, which keep devices, data and models, on this machine or on a cluster."""
 
+import gc
 import logging
 import os
 import sys
@@ -57,6 +58,7 @@ class _NodeActor:
         # Not in the constructor: the bundle's classes may need that path for their imports.
         make_app, self.named = bundle
         self.app: ClientApp = make_app()
+        gc.freeze()  # imports, models and data stay: nobody need look through them for garbage in the middle of a round
         return os.getpid()
 
     def pid(self) -> int:

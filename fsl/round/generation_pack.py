@@ -138,7 +138,7 @@ def write_pack(path: Path, members: Mapping[int, Generation], durable: bool) -> 
             rows = [one.layers[layer] for one in updates]
             tensors[_INPUTS + layer] = _joined([one.inputs for one in rows])
             tensors[_GRADIENTS + layer] = _joined([one.gradients for one in rows])
-            tensors[_ENDS + layer] = torch.tensor([len(one.inputs) for one in rows]).cumsum(0)
+            tensors[_ENDS + layer] = torch.tensor([one.inputs.shape[0] for one in rows]).cumsum(0)
     else:
         states = [one for device in devices if not isinstance(one := members[device], LowRankUpdate)]
         tensors |= {_STATES + name: torch.stack([one[name] for one in states]) for name in states[0]}
@@ -152,7 +152,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
         if one.data_ptr() != end or not one.is_contiguous() or not _of_one(one, first):
             return torch.cat(list(parts))
         end += one.nbytes
-    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
+    return first.as_strided((sum(one.shape[0] for one in parts), *first.shape[1:]), first.stride())
 
 
 def _of_one(one: Tensor, other: Tensor) -> bool:

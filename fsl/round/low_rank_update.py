@@ -1,6 +1,6 @@
 """What a device has changed of its linear layers, as the few rows that changed them: smaller than the weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,13 @@ class LayerRows:
 
     inputs: Tensor
     gradients: Tensor
+
+
+def joined(parts: Sequence[LayerRows]) -> LayerRows:
+    """Returns the rows of several changes of one layer, behind each other."""
+    if len(parts) == 1:
+        return parts[0]
+    return LayerRows(torch.cat([one.inputs for one in parts]), torch.cat([one.gradients for one in parts]))
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,10 @@ def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float
     """
     if limit is None:
         return True
-    if not finite([*losses, *made]):
+    together = [torch.stack([loss.detach() for loss in losses])] if losses else []
+    if not finite([*together, *made]):
         return False
-    return limit == math.inf or not losses or float(torch.stack([loss.detach() for loss in losses]).max()) <= limit
+    return limit == math.inf or not together or float(together[0].max()) <= limit
 
 
 def doubtful(losses: Sequence[Tensor], limit: float | None) -> bool:

@@ -8,6 +8,7 @@ import torch
 from fsl.strategies import PSL, SGLR, SplitFedV3
 from torch import nn
 
+from fsl.engines import private_fronts
 from fsl.engines.weight_stack import WeightStack
 from fsl.files import load_tensors
 from fsl.round.low_rank_update import LowRankUpdate
@@ -92,12 +93,26 @@ def test_devices_with_more_samples_have_more_rows(saved):
     assert saved == {1: 3, 2: 3, 3: 3}
 
 
-def test_a_front_whose_rows_are_many_becomes_a_state_and_the_next_rows_count_from_that(saved):
+def test_a_front_whose_rows_are_many_becomes_a_state_and_the_next_rows_count_from_that(saved, monkeypatch):
+    monkeypatch.setattr(private_fronts, "_SMALL", 0.25)
     both(PSL(), deep(), rounds=9, devices_per_round=4)
-    assert saved == {1: 4, 2: 4, 3: 4, 4: 4, 6: 4, 7: 4, 8: 4, 9: 4}
+    assert saved == {1: 4, 2: 4, 3: 4, 5: 4, 6: 4, 7: 4, 9: 4}
 
 
-def test_devices_that_begin_by_a_state_by_rows_and_anew_are_one_stack(saved):
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_first_layer_has_no_more_rows_than_a_device_has_examples(epochs, saved, tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 4))
+    both(PSL(), model.double(), cut="1", local_epochs=epochs)
+    options = OPTIONS | {"cut": "1", "devices_per_round": 4, "local_epochs": epochs, "rounds": 4}
+    with pytest.raises(KilledError):
+        by("stacked", PSL(), model.float(), out=tmp_path, observers=[KillAfter(3)], **options)
+    packs = [load_tensors(path) for path in (tmp_path / "checkpoint" / "devices").rglob("*-*.safetensors")]
+    assert [len(pack["inputs:1"]) for pack in packs] == [4 * 3] * len(packs)
+    assert packs
+
+
+def test_devices_that_begin_by_a_state_by_rows_and_anew_are_one_stack(saved, monkeypatch):
+    monkeypatch.setattr(private_fronts, "_SMALL", 0.25)
     both(PSL(), deep(), rounds=12, devices=6, devices_per_round=3)
     assert sum(saved.values()) < 3 * 12
 
