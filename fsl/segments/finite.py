@@ -89,10 +89,14 @@ def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float
     """
     if limit is None:
         return True
-    together = [torch.stack([loss.detach() for loss in losses])] if losses else []
-    if not finite([*together, *made]):
+    if not finite(made):
         return False
-    return limit == math.inf or not together or float(together[0].max()) <= limit
+    if not losses:
+        return True
+    together = torch.stack([loss.detach() for loss in losses])
+    if not math.isfinite(together.abs().max().item()):
+        return False
+    return limit == math.inf or together.max().item() <= limit
 
 
 def doubtful(losses: Sequence[Tensor], limit: float | None) -> bool:
