@@ -18,13 +18,13 @@ demo-inference: .venv/installed
 # Three at a time, since federations mostly wait. tests/conftest.py says what runs where, and in which order.
 PYTEST := $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
-test: .venv/installed-test
+test: .venv/compiled
 	$(PYTEST) --durations 20
 
-fast: .venv/installed-test
+fast: .venv/compiled
 	$(PYTEST) -m "not slow and not shows"
 
-shows: .venv/installed-test
+shows: .venv/compiled
 	$(PYTEST) -m shows --durations 20
 
 lint: .venv/installed-test
@@ -61,18 +61,20 @@ clean:
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; \
 		then grep -v '^torch==' constraints.txt > $@; else cp constraints.txt $@; fi
 
-# pip compiles one module after another, a minute for 20,000 on one processor; all processors do it at once. Modules of
-# packages' own tests, and templates that are no modules, stay as they are.
+# pip would compile 20,000 modules, one after another, a minute on one processor; Python compiles what it imports.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint .venv/constraints.txt --editable
-COMPILE := @$(BIN)/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true
 
 .venv/installed: .venv/constraints.txt pyproject.toml
 	$(INSTALL) .
-	$(COMPILE)
 	@touch $@
 
 # It has all that `installed` has: what is made for tests is not installed twice.
 .venv/installed-test: .venv/constraints.txt pyproject.toml
 	$(INSTALL) '.[test,docs]'
-	$(COMPILE)
 	@touch .venv/installed $@
+
+# For tests, which start hundreds of Pythons, side by side. Left as they are: packages' own tests, and what no test uses.
+UNUSED := transformers/models|ray/(rllib|tune|train|serve|llm|data)|torch/(_inductor|testing|ao)|pip|setuptools|fontTools|tensorboard|skimage|pygments/lexers
+.venv/compiled: .venv/installed-test
+	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|$(UNUSED))/' .venv/lib || true
+	@touch $@
