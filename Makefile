@@ -44,7 +44,7 @@ docs: .venv/installed-test
 
 check: lint types docs test
 
-# What is measured, against its floors: twenty minutes on two cores with nothing beside it; QUICK=1: a smoke run of a minute.
+# What is measured, against its floors: forty minutes on two cores with nothing beside it; QUICK=1: a smoke run of a minute.
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks.suite $(if $(QUICK),--quick)
 

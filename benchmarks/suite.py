@@ -1,6 +1,6 @@
 """Runs what is measured, part by part, and writes one JSON, one page and one figure: `make bench`.
 
-    python -m benchmarks.suite                  # twenty minutes on two cores; docs/measured.md is written anew
+    python -m benchmarks.suite                  # forty minutes on two cores; docs/measured.md is written anew
     python -m benchmarks.suite --quick          # a smoke run of about a minute, in bench/ alone
     python -m benchmarks.suite --only many wire # some parts
     python -m benchmarks.suite --page           # the page again, from bench/results.json
@@ -89,7 +89,8 @@ PARTS = (
         title="Registered devices that do not take part",
         against="A round of 1,000 devices, over the same with 10,000 registered.",
         module="scale",
-        arguments=("--rounds", "11", "--turns", "1"),
+        arguments=("--rounds", "11", "--turns", "3"),
+        limit=900,
     ),
     Part(
         name="startup",
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run: the numbers say nothing")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS])
     parser.add_argument("--page", action="store_true", help="write page and figure from the results that are there")
-    parser.add_argument("--minutes", type=float, default=30.0, help="after which parts are stopped, and left out")
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which parts are stopped, and left out")
     given = parser.parse_args()
     results = FOLDER / "results.json"
     FOLDER.mkdir(exist_ok=True)

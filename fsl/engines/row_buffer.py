@@ -32,13 +32,14 @@ class RowBuffer:
 
     def make_room(self, rows: int) -> None:
         """Have room for so many rows more; a layer has more than its stack counts if it runs over tokens."""
-        needed = self.rows + rows
-        if needed <= self._views[0].shape[1]:
+        needed, room = self.rows + rows, self._views[0].shape[1]
+        if needed <= room:
             return
         for place, width in enumerate(self._widths):
             before = self._views[place]
-            self._memory[place] = before.new_empty(self.devices * needed * width)
-            self._views[place] = self._memory[place].view(self.devices, needed, width)
+            # Devices that have no more steps write nothing there, and what they have counts for nothing.
+            self._memory[place] = before.new_zeros(self.devices * max(needed, 2 * room) * width)
+            self._views[place] = self._memory[place].view(self.devices, -1, width)
             self._views[place][:, : self.rows] = before[:, : self.rows]
 
     @property
