@@ -32,6 +32,8 @@ from tests.helpers.installed_wheel import InstalledWheel
 from tests.helpers.places import ROOT
 from tests.helpers.tls_options import tls
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    gc.disable()  # until all tests are found: what they are made of stays
 CIFAR10 = Path(os.environ.get("FSL_DATA", ROOT.parent / "shared" / "data")) / "cifar10"
 
 
@@ -94,6 +96,7 @@ def pytest_collection_finish():
     """What ten thousand tests are made of stays: to look through it for garbage again took a sixth of their time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(100_000, 50, 100)
     # pytest puts its handlers on each logger that does not propagate, six times a test. torch has forty of them.
     for name, logger in logging.root.manager.loggerDict.items():

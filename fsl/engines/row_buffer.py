@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 _AT_ONCE = 1 << 18  # numbers of rows that are compared at once, so that they stay in the cache
+_PAIRS = 1 << 24  # of rows that are looked at together, 64 MB
+_MANY = 512  # rows of a device; so many are kept as weights, merged or not
 
 
 class RowBuffer:
@@ -18,28 +20,32 @@ class RowBuffer:
         self._memory = [torch.empty(0), torch.empty(0)]
         self._views = [torch.empty(0, 0, ins), torch.empty(0, 0, outs)]
         self.devices = self.rows = 0  # rows: of each device, done
+        self._grown = 0  # the room that a round made beyond what it began with
 
     def begin(self, devices: int, rows: int, like: Tensor) -> None:
         """Start with no row of so many devices, and room for `rows` of each, of the kind that `like` is."""
         self.devices, self.rows = devices, 0
-        if (self._memory[0].dtype, self._memory[0].device) != (like.dtype, like.device):
-            self._memory = [like.new_empty(0), like.new_empty(0)]
+        alike = (self._memory[0].dtype, self._memory[0].device) == (like.dtype, like.device)
         for place, width in enumerate(self._widths):
-            if self._memory[place].numel() < devices * rows * width:
-                self._memory[place] = like.new_empty(0)  # what is too small goes before there is new
-                self._memory[place] = like.new_empty(devices * rows * width)
-            self._views[place] = self._memory[place][: devices * rows * width].view(devices, rows, width)
+            room = rows
+            if alike and self._memory[place].numel() >= devices * self._grown * width:
+                room = max(rows, self._grown)
+            if not alike or self._memory[place].numel() < devices * room * width:
+                self._views[place] = self._memory[place] = like.new_empty(0)  # it goes before there is new
+                self._memory[place] = like.new_empty(devices * room * width)
+            self._views[place] = self._memory[place][: devices * room * width].view(devices, room, width)
 
     def make_room(self, rows: int) -> None:
         """Have room for so many rows more; a layer has more than its stack counts if it runs over tokens."""
-        needed, room = self.rows + rows, self._views[0].shape[1]
+        needed, room = self.rows + rows, min(view.shape[1] for view in self._views)
         if needed <= room:
             return
+        self._grown = max(needed, 2 * room)
         for place, width in enumerate(self._widths):
             before = self._views[place]
             # Devices that have no more steps write nothing there, and what they have counts for nothing.
-            self._memory[place] = before.new_zeros(self.devices * max(needed, 2 * room) * width)
-            self._views[place] = self._memory[place].view(self.devices, -1, width)
+            self._memory[place] = before.new_zeros(self.devices * self._grown * width)
+            self._views[place] = self._memory[place].view(self.devices, self._grown, width)
             self._views[place][:, : self.rows] = before[:, : self.rows]
 
     @property
@@ -70,13 +76,23 @@ def merge_equal(past: Tensor, past_gradients: Tensor, inputs: Tensor, gradients:
 
     A device that trains with the same examples again and again then needs no more rows than it has examples: the sum
     of g^T x over all of them is the same. `past` (D, P, in) and `inputs` (D, R, in) are the rows of each device, one
-    behind the other, with gradients (D, P, out) and (D, R, out). Rows are equal where all their bits are.
+    behind the other, with gradients (D, P, out) and (D, R, out). Rows are equal where all their bits are. Devices with
+    many rows keep all.
     """
     before, rows = past.shape[1], inputs.shape[1]
-    if not rows:
+    if not 0 < rows <= _MANY - before:
         return past_gradients, gradients
-    sums = torch.cat([past.sum(2), inputs.sum(2)], 1)  # (D, P + R), the same where rows are
-    first = (sums[:, before:, None] == sums[:, None, :]).int().argmax(2)  # (D, R)
+    group = max(1, _PAIRS // ((before + rows) * rows))
+    if group >= len(inputs):
+        return _merged(past, past_gradients, inputs, gradients)
+    groups = [_merged(*parts) for parts in zip(*(t.split(group) for t in (past, past_gradients, inputs, gradients)))]
+    return torch.cat([old for old, _ in groups]), torch.cat([new for _, new in groups])
+
+
+def _merged(past: Tensor, past_gradients: Tensor, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    before, rows = past.shape[1], inputs.shape[1]
+    marks = torch.cat([_marks(past), _marks(inputs)], 1)  # (D, P + R)
+    first = (marks[:, before:, None] == marks[:, None, :]).view(torch.uint8).argmax(2)  # (D, R)
     own = torch.arange(before, before + rows, device=first.device).expand_as(first)
     if bool((first == own).all()):
         return past_gradients, gradients
@@ -84,6 +100,16 @@ def merge_equal(past: Tensor, past_gradients: Tensor, inputs: Tensor, gradients:
     chosen = first[:, None, :] == torch.arange(before + rows, device=first.device)[:, None]  # (D, P + R, R)
     added = torch.bmm(chosen.to(gradients), gradients)
     return past_gradients + added[:, :before], added[:, before:]
+
+
+def _marks(rows: Tensor) -> Tensor:
+    """Returns a number for each row, (D, R), that is the same where rows are, and hardly ever else."""
+    weights = torch.arange(1, rows.shape[2] + 1, dtype=torch.float64, device=rows.device).cos().to(rows)
+    found = rows.new_empty(rows.shape[:2])
+    chunk = max(1, _AT_ONCE // max(1, rows.shape[1] * rows.shape[2]))
+    for some, into in zip(rows.split(chunk), found.split(chunk)):
+        torch.sum(some * weights, 2, out=into)
+    return found
 
 
 def _equal_to(past: Tensor, inputs: Tensor, first: Tensor) -> Tensor:

@@ -292,5 +292,8 @@ def _path(name: str, value: Any) -> Path:
     return Path(value)
 
 
-# What imports made stays: to look through it for garbage in the middle of a run takes a quarter of a second.
+# What imports made stays: to look through it for garbage in the middle of a run takes a quarter of a second. A command
+# that imports without looking for garbage has made none.
+if gc.isenabled():
+    gc.collect()
 gc.freeze()

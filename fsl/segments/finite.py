@@ -93,10 +93,8 @@ def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float
         return False
     if not losses:
         return True
-    together = torch.stack([loss.detach() for loss in losses])
-    if not math.isfinite(together.abs().max().item()):
-        return False
-    return limit == math.inf or together.max().item() <= limit
+    least, most = torch.stack(torch.stack([loss.detach() for loss in losses]).aminmax()).tolist()
+    return math.isfinite(least) and math.isfinite(most) and most <= limit
 
 
 def doubtful(losses: Sequence[Tensor], limit: float | None) -> bool:

@@ -32,11 +32,23 @@ def training_modes(model: nn.Module) -> Modes:
     in evaluation mode stays there. So does one that the model's own `train` puts there.
     """
     found = modes_of(model)
+    chosen = any(training for _, training in found)
+    if all(_trains_as_torch_does(module) for module, _ in found):
+        return tuple((module, was or not chosen) for module, was in found)
     with left_as_found(model):
         model.train()
         after = modes_of(model)
-    chosen = any(training for _, training in found)
     return tuple((module, now and (was or not chosen)) for (module, was), (_, now) in zip(found, after, strict=True))
+
+
+_OF_TRAINING = ("train", "children", "named_children", "modules", "named_modules")
+
+
+def _trains_as_torch_does(module: nn.Module) -> bool:
+    """Returns whether its `train` is torch's, which sets modes and no more, of the modules that `modules` names."""
+    kind, own = type(module), module.__dict__
+    inherited = all(getattr(kind, name) is getattr(nn.Module, name) for name in (*_OF_TRAINING, "__setattr__"))
+    return inherited and "training" in own and own.keys().isdisjoint(_OF_TRAINING)
 
 
 def start_training(model: nn.Module, parts: Iterable[nn.Module] = ()) -> None:

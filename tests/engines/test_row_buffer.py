@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fsl.engines import row_buffer
 from fsl.engines.row_buffer import RowBuffer, merge_equal
 
 D, P, R, IN, OUT = 3, 2, 4, 5, 7
@@ -33,6 +34,24 @@ def test_equal_rows_are_added_up_in_the_first(rows):
     assert left == [[True, False, True, True], [True, True, True, False], [False, False, False, True]]
     assert torch.equal(old[1], past_gradients[1])
     torch.testing.assert_close(old[0, 1], past_gradients[0, 1] + gradients[0, 1])
+
+
+def test_rows_are_compared_a_few_devices_at_a_time_and_not_where_they_are_many(rows, monkeypatch):
+    rows[2][:, 3] = rows[0][:, 1]
+    whole = merge_equal(*rows)
+    monkeypatch.setattr(row_buffer, "_PAIRS", 2 * (P + R) * R)
+    assert all(torch.equal(one, other) for one, other in zip(merge_equal(*rows), whole, strict=True))
+    monkeypatch.setattr(row_buffer, "_MANY", P + R)
+    assert all(torch.equal(one, other) for one, other in zip(merge_equal(*rows), whole, strict=True))
+    monkeypatch.setattr(row_buffer, "_MANY", P + R - 1)
+    assert merge_equal(*rows) == (rows[1], rows[3])
+
+
+def test_rows_of_the_same_sum_hide_none_that_are_equal(rows):
+    past, _, inputs, _ = rows
+    past[:, 0], past[:, 1] = torch.eye(IN)[0], torch.eye(IN)[1]
+    inputs[:, 2] = past[:, 1]
+    assert not merge_equal(*rows)[1][:, 2].any()
 
 
 @pytest.mark.parametrize("other", ["turned", "of another device", "minus zero"])
@@ -69,7 +88,12 @@ def test_memory_is_used_again_for_another_number_of_rows(dtype):
     buffer.rows = R
     buffer.make_room(3)
     assert torch.equal(buffer.inputs, values)
+    buffer.rows += 3
+    assert not buffer.inputs[:, R:].any()  # of those that have ended
     held = buffer.inputs.untyped_storage().data_ptr()
+    buffer.begin(D, R, like)
+    buffer.make_room(R + 3)  # as the round before
+    assert buffer.inputs.untyped_storage().data_ptr() == held
     buffer.begin(2 * D, 2, like)
     assert buffer.inputs.untyped_storage().data_ptr() == held
     assert buffer.inputs.shape == (2 * D, 0, IN)

@@ -107,6 +107,26 @@ def test_the_modes_to_train_in_are_found_without_a_trace(build):
     assert modes_of(model) == before
 
 
+class Hides(nn.Module):
+    """Has a normalisation that `train()` does not reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm1d(4), nn.Linear(4, 3)
+
+    def children(self):
+        return iter([self.layer])
+
+
+def test_modules_that_train_does_not_reach_stay_in_their_mode():
+    model = Hides()
+    model.layer.eval()
+    model.norm.eval()
+    model.training = False
+    assert [training for _, training in training_modes(model)] == [True, False, True]
+    assert not any(module.training for module in model.modules())
+
+
 def test_every_mode_is_put_back_after_evaluation_also_when_it_fails(tmp_path):
     worker = worker_of(frozen(), tmp_path)
     modules = [segment.module for segment in worker.chain.values()]
