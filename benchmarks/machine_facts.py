@@ -1,4 +1,4 @@
-"""Says on what numbers were measured: the machine, its load, versions, the date and the commit."""
+"""Says on what numbers were measured: the machine, versions, the date and the commit."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from fsl.run.provenance import versions
 
 
 def machine_facts(root: Path) -> dict[str, Any]:
-    """Returns processor, cores, memory in GB, load, versions, date and commit; a tree with changes says so."""
+    """Returns processor, cores, memory in GB, versions, date and commit; a tree with changes says so."""
     processor, cores, _ = machine_in_words().rsplit(", ", 2)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {
@@ -21,7 +21,6 @@ def machine_facts(root: Path) -> dict[str, Any]:
         "cores": int(cores.split()[0]),
         "memory_gb": round(memory, 1),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "load": round(os.getloadavg()[0], 2),
         "versions": versions(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "commit": _commit(root),

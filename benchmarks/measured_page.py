@@ -19,6 +19,7 @@ of quiet hours: [benchmarks](benchmarks.md).
 
 ![Speed over the floors, and rounds as a federation grows](images/bench.png)
 """
+_BUSY = 0.5  # processors that others use, from which on it is said
 _UNTOLD = ("curve", "count", "target", "range")
 
 
@@ -38,8 +39,8 @@ def page_of(found: Mapping[str, Any]) -> str:
             lines += [*_table(part["rows"], part["better"]), ""]
         usual = part["ended"] == "ended" or part["rows"]  # an exit code besides rows tells of a missed target
         ended = "" if usual and not part["ended"].startswith("stopped") else f"; {part['ended']}"
-        others = part["load"] > found["machine"]["cores"] / 2
-        loaded = f"; others worked on this machine, too (a load of {part['load']:g} when it began)" if others else ""
+        busy = part.get("busy", 0.0)
+        loaded = f"; others kept {busy:.1f} processors busy when it began" if busy > _BUSY else ""
         commit = part.get("commit", machine["commit"])
         at = "" if commit == machine["commit"] else f", at commit {commit}"
         lines.append(f"`{part['command']}`: {part['seconds']:.0f} s{at}{loaded}{ended}.\n")

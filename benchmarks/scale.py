@@ -3,7 +3,8 @@
 Rounds of 1,000 devices, of 10,000, 100,000 and 1,000,000 that are registered, with averaged fronts (SplitFed V1) and
 with private ones (PSL, fronts on the disk, evaluated on a sample of 100). A small MLP on random inputs, 16 samples and
 two steps a device, one torch thread. Each run is a process of its own, all sizes take turns; seconds a round are
-medians of its rounds, without the first, and then over runs. Memory is the process's peak.
+medians of its rounds, without the first, and then over runs; ratios are to the smallest size in the same turn. Memory
+is the process's peak.
 """
 
 import argparse
@@ -89,14 +90,17 @@ def in_a_process(devices: int, strategy: str, rounds: int) -> dict[str, Any]:
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for strategy in STRATEGIES:
-        smallest: dict[str, Any] = {}
+        smallest: list[dict[str, Any]] = []
         for devices in SIZES:
             mine = [run for run in runs if run["strategy"] == strategy and run["devices"] == devices]
             row: dict[str, Any] = {"strategy": strategy, "devices": devices}
             row |= {key: statistics.median(run[key] for run in mine) for key in mine[0] if key not in row}
-            smallest = smallest or row
-            for key in ("seconds", "cpu_seconds"):
-                row[f"{key}_ratio"] = row[key] / smallest[key]
+            smallest = smallest or mine
+            for key in ("seconds", "cpu_seconds"):  # to the smallest in the same turn
+                ratios = [run[key] / least[key] for run, least in zip(mine, smallest, strict=True)]
+                row[f"{key}_ratio"] = statistics.median(ratios)
+                if key == "seconds":
+                    row["range"] = [round(min(ratios), 3), round(max(ratios), 3)]
             row["peak_mb"] = max(run["peak_mb"] for run in mine)
             rows.append(row)
     return rows
@@ -121,7 +125,7 @@ def main() -> None:
     rows = summary(runs)
     print(" ".join(f"{key:>18}" for key in rows[0]))
     for row in rows:
-        print(" ".join(f"{value:18.3f}" if isinstance(value, float) else f"{value:>18}" for value in row.values()))
+        print(" ".join(f"{value:18.3f}" if isinstance(value, float) else f"{value!s:>18}" for value in row.values()))
     if given.out is not None:
         given.out.write_text(json.dumps({"runs": runs, "summary": rows}, indent=2) + "\n")
 

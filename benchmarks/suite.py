@@ -6,7 +6,8 @@
     python -m benchmarks.suite --page           # the page again, from bench/results.json
 
 Each part is a process of its own, has its floor in the same run, and a time after which it is stopped and said to be. A
-part whose file is not there is left out. Nothing else should run meanwhile: the load before each part is noted.
+part whose file is not there is left out. Nothing else should run meanwhile: how busy others keep the processors is
+noted before each part.
 """
 
 import argparse
@@ -24,12 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+
 from benchmarks.machine_facts import machine_facts
 from benchmarks.measured_page import figure_of, page_of
 from fsl.files import write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench"
+_LOOK = 2.0  # seconds for which others are watched
 PAGE, FIGURE = ROOT / "docs" / "measured.md", ROOT / "docs" / "images" / "bench.png"
 
 
@@ -144,7 +148,8 @@ def measured(part: Part, quick: bool, left: float) -> dict[str, Any]:
     limit = min(part.limit, left)
     arguments = part.quick if quick and part.quick is not None else part.arguments
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *_paths()])}
-    load, started = os.getloadavg()[0], time.perf_counter()
+    busy = psutil.cpu_percent(_LOOK) / 100 * (os.cpu_count() or 1)  # a load would count the part before
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         command = [sys.executable, "-m", f"benchmarks.{part.module}", *arguments, "--out", str(out)]
@@ -155,7 +160,7 @@ def measured(part: Part, quick: bool, left: float) -> dict[str, Any]:
         ended = "no rows"
     seconds = round(time.perf_counter() - started, 1)
     said = asdict(part) | {"command": f"python -m benchmarks.{part.module} {' '.join(arguments)}"}
-    return said | {"seconds": seconds, "load": round(load, 2), "ended": ended, "rows": rows}
+    return said | {"seconds": seconds, "busy": round(busy, 2), "ended": ended, "rows": rows}
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], limit: float) -> str:
