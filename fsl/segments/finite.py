@@ -93,7 +93,7 @@ def usable(losses: Sequence[Tensor], made: Iterable[Tensor | None], limit: float
         return False
     if not losses:
         return True
-    least, most = torch.stack(torch.stack([loss.detach() for loss in losses]).aminmax()).tolist()
+    least, most = (found.item() for found in torch.stack([loss.detach() for loss in losses]).aminmax())
     return math.isfinite(least) and math.isfinite(most) and most <= limit
 
 
