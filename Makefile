@@ -73,8 +73,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint .venv/
 	$(INSTALL) '.[test,docs]'
 	@touch .venv/installed $@
 
-# For tests, which start hundreds of Pythons, side by side. Left as they are: packages' own tests, and what no test uses.
-UNUSED := transformers/models|ray/(rllib|tune|train|serve|llm|data)|torch/(_inductor|testing|ao)|pip|setuptools|fontTools|tensorboard|skimage|pygments/lexers
+# For tests, which start hundreds of Pythons, side by side. Left as they are: packages' own tests, and what few tests use.
+SELDOM := transformers/models|ray/(rllib|tune|train|serve|llm|data)|torch/(_inductor|testing|ao)|pip|setuptools|fontTools|tensorboard|skimage|pygments/lexers
 .venv/compiled: .venv/installed-test
-	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|$(UNUSED))/' .venv/lib || true
+	@$(BIN)/python -m compileall -qq -j 0 -x '/(tests?|$(SELDOM))/' .venv/lib || true
 	@touch $@

@@ -46,6 +46,16 @@ def test_the_page_names_the_machine_and_the_command():
         assert known in page
 
 
+@pytest.mark.parametrize(("busy", "told"), [(0.4, False), (1.3, True), (None, False)])  # None: an older measurement
+def test_the_page_says_where_others_kept_processors_busy(busy, told):
+    found = result(what="a", ms=1.5)
+    found["parts"]["part"] |= {"busy": busy}
+    if busy is None:
+        del found["parts"]["part"]["busy"]
+    assert (f"others kept {busy} processors busy" in page_of(found)) == told
+    assert ("others" in page_of(found).splitlines()[-1]) == told
+
+
 def test_the_page_says_where_a_part_was_stopped():
     found = result()
     found["parts"]["part"]["ended"] = "stopped after 9 s"
